@@ -1,0 +1,38 @@
+"""The two kinds of failure that a person can do something about, and the nearest known word for a mistyped one.
+
+A message is one sentence: what, where, what was found, what is allowed, what to do next. The command line prints it
+without a traceback and exits with `exit_code`; anything else that is raised is a fault of ours and keeps its traceback.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class MimkitError(Exception):
+    """Base of all errors that mimkit raises on purpose."""
+
+    exit_code = 1
+
+
+class UserError(MimkitError):
+    """A mistake in a command, a recipe or a path."""
+
+    exit_code = 2
+
+
+class DataError(MimkitError):
+    """Data or a checkpoint that cannot be used."""
+
+    exit_code = 3
+
+
+class Interrupted(MimkitError):
+    """The run was asked to stop (Ctrl-C, SIGTERM) and has saved its state."""
+
+    exit_code = 130
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """" Did you mean 'x'?" for the known word closest to `word`, or an empty string when nothing is close."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f" Did you mean {close[0]!r}?" if close else ""

@@ -1,0 +1,249 @@
+"""What is hidden from the encoder: the mask itself and the rules that draw one.
+
+A mask lives on a grid of its own (the patches of a ViT, the 32-pixel cells of SimMIM, the stride-16 units of MCMAE) and
+hides the same number of cells in every image, so that what remains has a fixed shape. The rules work on one sample with
+that sample's own generator, in the loader's workers; the arithmetic behind each (`keep_by_noise`, `hide_blocks`,
+`hide_off_grid`) takes the noise or the generator that the golden cases name.
+
+Sources: random masking of MAE (He et al. 2022, section 3.1), block-wise masking of BEiT (Bao et al. 2022, as its released
+masker draws it) and the grid masking of MAE's table 1(f).
+"""
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mimkit.errors import UserError
+
+MIN_ASPECT = 0.3  # BEiT: blocks between 0.3 and 1/0.3 in height over width
+BLOCK_ATTEMPTS = 10
+
+
+@dataclass(frozen=True)
+class Mask:
+    """Which cells of each image are hidden.
+
+    hidden: bool (B, *grid). unit: pixels of one cell along each axis. visible: (B, K) raster indices of the cells that
+    remain, ascending. predict: (B, P) raster indices of the hidden cells that are decoded, ascending; None means all.
+    """
+
+    hidden: Tensor
+    unit: tuple[int, ...]
+    visible: Tensor
+    predict: Tensor | None = None
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        return tuple(self.hidden.shape[1:])
+
+    @property
+    def decoded(self) -> Tensor:
+        """(B, P) raster indices of the cells to predict: `predict`, else every hidden cell."""
+        return indices(self.hidden) if self.predict is None else self.predict
+
+    def at(self, stride: Sequence[int]) -> Tensor:
+        """`hidden` on the finer grid of a feature map with `stride`: bool (B, *finer grid).
+
+        Raises UserError when a cell is not a whole number of strides wide.
+        """
+        finer = self.hidden
+        for axis, (unit, step) in enumerate(zip(self.unit, stride, strict=True), start=1):
+            if unit % step:
+                raise UserError(f"A mask of {unit}-pixel cells does not fit a feature map of stride {step}.")
+            finer = finer.repeat_interleave(unit // step, dim=axis)
+        return finer
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> "Mask":
+        move = {"device": device, "non_blocking": non_blocking}
+        predict = None if self.predict is None else self.predict.to(**move)
+        return replace(self, hidden=self.hidden.to(**move), visible=self.visible.to(**move), predict=predict)
+
+    def pin_memory(self) -> "Mask":
+        predict = None if self.predict is None else self.predict.pin_memory()
+        return replace(self, hidden=self.hidden.pin_memory(), visible=self.visible.pin_memory(), predict=predict)
+
+
+def indices(cells: Tensor) -> Tensor:
+    """(B, n) ascending raster indices of the true cells of `cells` (B, *grid); every row must hold the same number."""
+    flat = cells.flatten(1)
+    return flat.nonzero()[:, 1].view(flat.shape[0], -1)
+
+
+def from_hidden(hidden: Tensor, unit: Sequence[int], predict: Tensor | None = None) -> Mask:
+    """The mask of `hidden`, bool (B, *grid). Raises UserError unless all images hide the same number of cells, not all."""
+    counts = hidden.flatten(1).sum(1)
+    if not bool((counts == counts[0]).all()):
+        raise UserError("All images of a batch must hide the same number of cells; these differ.")
+    if int(counts[0]) == hidden[0].numel():
+        raise UserError("A mask must leave at least one cell visible; lower the mask ratio.")
+    return Mask(hidden, tuple(unit), indices(~hidden), predict)
+
+
+def collate(masks: Sequence[Mask]) -> Mask:
+    """One mask for the batch out of the masks of its samples (B = 1 each, equal grids and counts)."""
+    predicts = [m.predict for m in masks if m.predict is not None]
+    return Mask(
+        torch.cat([m.hidden for m in masks]),
+        masks[0].unit,
+        torch.cat([m.visible for m in masks]),
+        torch.cat(predicts) if predicts else None,
+    )
+
+
+class Masker(Protocol):
+    """A rule that draws the mask of one sample (B = 1) on `grid`.
+
+    `valid`, bool (*grid), marks the cells that hold image and not padding: padding stays hidden and is never predicted.
+    """
+
+    unit: tuple[int, ...]
+
+    def __call__(self, rng: np.random.Generator, grid: tuple[int, ...], valid: np.ndarray | None = None) -> Mask: ...
+
+
+def visible_count(cells: int, ratio: float) -> int:
+    """How many of `cells` remain: MAE truncates, in double precision (10 cells at 0.8 keep 1).
+
+    Raises UserError where nothing would be visible or nothing hidden.
+    """
+    keep = int(cells * (1 - ratio))
+    if not 0 < keep < cells:
+        what = "visible" if keep <= 0 else "hidden"
+        raise UserError(
+            f"A mask ratio of {ratio} leaves nothing {what} of {cells} cells; "
+            f"with this grid use a ratio from {1 / cells:.3g} to {1 - 1 / cells:.3g}."
+        )
+    return keep
+
+
+def keep_by_noise(noise: np.ndarray, keep: int) -> np.ndarray:
+    """Raster indices of the `keep` cells with the smallest noise, in order of noise (MAE; ties: lower index first)."""
+    return np.argsort(noise, axis=-1, kind="stable")[..., :keep]
+
+
+def hide_blocks(rng: random.Random, grid: tuple[int, int], count: int, min_block: int) -> np.ndarray:
+    """BEiT's block-wise masking: bool (h, w) with at most `count` hidden cells; the rule often stops a few short.
+
+    min_block: smallest area of a block in cells (BEiT: 16).
+    """
+    hidden = np.zeros(grid, dtype=bool)
+    while (room := count - int(hidden.sum())) > 0:
+        if not _add_block(rng, hidden, room, min_block):
+            break
+    return hidden
+
+
+def _add_block(rng: random.Random, hidden: np.ndarray, room: int, min_block: int) -> bool:
+    """Hide one more block that adds at least one and at most `room` cells; False when ten draws give none."""
+    height, width = hidden.shape
+    for _ in range(BLOCK_ATTEMPTS):
+        area = rng.uniform(min_block, room)  # the bounds may be reversed near the end, as published
+        aspect = math.exp(rng.uniform(math.log(MIN_ASPECT), math.log(1 / MIN_ASPECT)))
+        h, w = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if h < height and w < width:
+            top, left = rng.randint(0, height - h), rng.randint(0, width - w)
+            block = hidden[top : top + h, left : left + w]
+            if 0 < block.size - int(block.sum()) <= room:
+                block[:] = True
+                return True
+    return False
+
+
+def hide_off_grid(grid: tuple[int, int]) -> np.ndarray:
+    """Grid masking: bool (h, w), one cell of every 2 x 2 (even row, even column) stays visible."""
+    hidden = np.ones(grid, dtype=bool)
+    hidden[::2, ::2] = False
+    return hidden
+
+
+@dataclass(frozen=True)
+class RandomMasker:
+    """Hide a random share of the cells (MAE). decode: the share of the hidden cells that is predicted."""
+
+    ratio: float
+    unit: tuple[int, ...]
+    decode: float = 1.0
+
+    def __call__(self, rng: np.random.Generator, grid: tuple[int, ...], valid: np.ndarray | None = None) -> Mask:
+        noise = rng.random(math.prod(grid))
+        cells = noise.size
+        if valid is not None:
+            noise = np.where(valid.ravel(), noise, np.inf)
+            cells = int(valid.sum())
+        hidden = np.ones(noise.size, dtype=bool)
+        hidden[keep_by_noise(noise, visible_count(cells, self.ratio))] = False
+        return _finish(rng, hidden.reshape(grid), self.unit, self.decode, valid)
+
+
+@dataclass(frozen=True)
+class BlockMasker:
+    """Hide rectangular blocks (BEiT), topped up with random cells to the exact count that `ratio` asks for."""
+
+    ratio: float
+    unit: tuple[int, ...]
+    decode: float = 1.0
+    min_block: int = 16
+
+    def __call__(self, rng: np.random.Generator, grid: tuple[int, ...], valid: np.ndarray | None = None) -> Mask:
+        cells = math.prod(grid) if valid is None else int(valid.sum())
+        count = cells - visible_count(cells, self.ratio)
+        height, width = grid
+        # a block of min_block cells never fits a small grid: let it be at most a quarter of what is to be hidden
+        smallest = max(1, min(self.min_block, count // 4))
+        hidden = hide_blocks(random.Random(int(rng.integers(2**63))), (height, width), count, smallest)
+        if valid is not None:
+            hidden &= valid
+        open_cells = np.flatnonzero((~hidden if valid is None else ~hidden & valid).ravel())
+        missing = count - int(hidden.sum())
+        hidden.ravel()[rng.permutation(open_cells)[:missing]] = True
+        if valid is not None:
+            hidden |= ~valid
+        return _finish(rng, hidden, self.unit, self.decode, valid)
+
+
+@dataclass(frozen=True)
+class GridMasker:
+    """Keep one cell of every 2 x 2 (MAE's table 1f): the same 75 % hidden in every image of an even grid."""
+
+    unit: tuple[int, ...]
+    decode: float = 1.0
+
+    def __call__(self, rng: np.random.Generator, grid: tuple[int, ...], valid: np.ndarray | None = None) -> Mask:
+        height, width = grid
+        hidden = hide_off_grid((height, width))
+        if valid is not None:
+            hidden |= ~valid
+        if not hidden.any() or hidden.all():
+            raise UserError(f"Grid masking needs at least 2 x 2 cells; the grid is {height} x {width}.")
+        return _finish(rng, hidden, self.unit, self.decode, valid)
+
+
+def _finish(
+    rng: np.random.Generator, hidden: np.ndarray, unit: tuple[int, ...], decode: float, valid: np.ndarray | None
+) -> Mask:
+    """The mask of one sample, with the share `decode` of its hidden image cells drawn for prediction."""
+    target = hidden if valid is None else hidden & valid
+    predict = None
+    if decode < 1 or valid is not None:
+        cells = np.flatnonzero(target.ravel())
+        chosen = np.sort(rng.permutation(cells)[: max(1, round(decode * cells.size))])
+        predict = torch.from_numpy(chosen)[None]
+    boolean = torch.from_numpy(hidden)[None]
+    return Mask(boolean, unit, indices(~boolean), predict)
+
+
+def build_masker(kind: str, ratio: float, unit: tuple[int, ...], decode: float = 1.0) -> Masker:
+    """The masker of a recipe: kind is 'random', 'block' or 'grid'; grid masking has its own ratio."""
+    if kind == "random":
+        return RandomMasker(ratio, unit, decode)
+    if kind == "block":
+        return BlockMasker(ratio, unit, decode)
+    if kind == "grid":
+        return GridMasker(unit, decode)
+    raise UserError(f"Unknown mask {kind!r}; known are 'random', 'block' and 'grid'.")
