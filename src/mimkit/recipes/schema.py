@@ -1,0 +1,235 @@
+"""What a recipe may say: the whole of an experiment as one frozen, typed document.
+
+`mimkit recipes show NAME` prints every field with the sentence that stands under it here. The models forbid unknown
+keys; `recipes.load` turns what pydantic finds into sentences. Defaults are the published pre-training settings of MAE
+(He et al. 2022, table 8) where the paper has a say.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+
+def _pair(value: object) -> object:
+    """Let `224` stand for `[224, 224]`."""
+    return (value, value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+Size = Annotated[tuple[int, int], BeforeValidator(_pair)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Part(BaseModel):
+    """A section of a recipe: frozen, and strict about its keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+class Encoder(Part):
+    """The backbone."""
+
+    name: str = "vit_base"
+    """Backbone by name (`mimkit models` lists them), or `timm:NAME` where features are all that is asked."""
+    patch: Size = (16, 16)
+    """Patch height and width in pixels; one number for a square."""
+    positions: Literal["sincos", "learned"] = "sincos"
+    """Position table: fixed sine-cosine (MAE) or learned."""
+    class_token: bool = True
+    """Whether a class token is put in front of the patches."""
+    drop_path: Share = 0.0
+    """Stochastic depth of the last block; it grows linearly from 0 over the depth. MAE pre-trains without."""
+    layer_scale: Annotated[float, Field(gt=0)] | None = None
+    """Initial value of a learned scale on each residual branch; none in MAE."""
+    checkpointing: bool = False
+    """Recompute activations in the backward pass: about a third more time, far less memory."""
+    init: str | None = None
+    """Start from these weights: a run folder, a published file, `timm:NAME` or `hf:FOLDER`. None: from scratch."""
+
+
+class MaskRule(Part):
+    """What is hidden from the encoder."""
+
+    kind: Literal["random", "block", "grid"] = "random"
+    """Random cells (MAE), blocks (BEiT), or a regular grid that keeps one cell in four (MAE, table 1f)."""
+    ratio: Annotated[float, Field(gt=0, lt=1)] = 0.75
+    """Share of the cells that is hidden."""
+
+
+class Decoder(Part):
+    """The light decoder that pre-training throws away."""
+
+    width: Annotated[int, Field(gt=0)] = 512
+    """Channels (MAE, table 1b)."""
+    depth: Annotated[int, Field(ge=1)] = 8
+    """Transformer blocks (MAE, table 1a)."""
+    heads: Annotated[int, Field(ge=1)] = 16
+    """Attention heads; must divide the width."""
+
+
+class Method(Part):
+    """The pre-training task."""
+
+    name: Literal["mae"] = "mae"
+    """Masked autoencoder."""
+    mask: MaskRule = MaskRule()
+    """What is hidden."""
+    decoder: Decoder = Decoder()
+    """The decoder."""
+    norm_pix: bool = True
+    """Predict pixels normalised by the mean and deviation of their own patch (better features, MAE table 1d)."""
+    decode: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share of the hidden patches that is decoded and predicted. 0.5 saves a fifth of the arithmetic of ViT-B."""
+    min_std: Annotated[float, Field(ge=0)] = 0.0
+    """Floor on a patch's deviation when targets are normalised (in units of normalised pixels): keeps near-constant
+    patches, as in microscopy or night images, from blowing noise up to full contrast. 0 is the published rule."""
+
+
+class Data(Part):
+    """The images."""
+
+    path: str | None = None
+    """Folder, glob, .txt list, .csv or .parquet table, tar shards, .npy or .npz stack, or an fsspec address."""
+    size: Size = (224, 224)
+    """Height and width of a training crop in pixels; one number for a square."""
+    channels: Annotated[int, Field(ge=1)] | None = None
+    """Channels of an image. None: as most of the data has (grey is kept grey, RGB is RGB)."""
+    mean: tuple[float, ...] | None = None
+    """Mean of each channel in 0..1. None: ImageNet's for three channels of 8 bits, else measured on the data."""
+    std: tuple[float, ...] | None = None
+    """Deviation of each channel in 0..1. None: as for the mean."""
+    crop_scale: tuple[Share, Share] = (0.2, 1.0)
+    """Smallest and largest share of the image's area that a random crop takes."""
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    """Smallest and largest width over height of a random crop."""
+    flip: Share = 0.5
+    """Probability of a horizontal flip; 0 where left and right differ in meaning."""
+    repeats: Annotated[int, Field(ge=1)] = 1
+    """Crops taken from each decoded image (repeated augmentation): spares the loader where decoding is the limit."""
+    workers: Annotated[int, Field(ge=0)] | None = None
+    """Loader processes. None: chosen from the cores of this machine."""
+    bad_share: Share = 0.1
+    """Stop when more than this share of the images cannot be read."""
+
+
+class Optimiser(Part):
+    """AdamW and its step size."""
+
+    base_lr: Annotated[float, Field(gt=0)] = 1.5e-4
+    """Learning rate for 256 images a step: lr = base_lr x batch_size / 256."""
+    lr: Annotated[float, Field(gt=0)] | None = None
+    """Learning rate as it is, instead of base_lr."""
+    betas: tuple[Share, Share] = (0.9, 0.95)
+    """Decay of the two moments."""
+    eps: Annotated[float, Field(gt=0)] = 1e-8
+    """Term that keeps the division finite."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.05
+    """Decoupled weight decay; biases and one-dimensional tensors have none."""
+    layer_decay: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Factor on the learning rate from each layer to the one before it; for continued training."""
+    clip: Annotated[float, Field(gt=0)] | None = None
+    """Largest norm of the gradient; None: no clipping (the norm is logged all the same)."""
+
+
+class Schedule(Part):
+    """Warm-up from zero, then half a cosine."""
+
+    warmup_epochs: Annotated[float, Field(ge=0)] = 40
+    """Epochs of linear warm-up, starting at exactly 0."""
+    min_lr: Annotated[float, Field(ge=0)] = 0.0
+    """Learning rate at the end."""
+
+
+class Train(Part):
+    """The run."""
+
+    epochs: Annotated[int, Field(ge=1)] = 800
+    """Passes over the images."""
+    batch_size: Annotated[int, Field(ge=1)] = 4096
+    """Images of one optimiser step, over all processes and accumulated micro-batches."""
+    micro_batch: Annotated[int, Field(ge=1)] | None = None
+    """Images that go through the model at once. None: the largest that fits; frozen in the run's recipe."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of everything random."""
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda` (one GPU a process) or `mps`."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """Arithmetic of the matrix products; auto: bf16 where the hardware has it. Weights stay fp32. Never fp16."""
+    compile: bool = False
+    """Compile the model with torch.compile: worth it on GPUs."""
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Decay of an exponential moving average of the weights, kept beside them. None: no average."""
+    checkpoint_every: Annotated[int, Field(ge=1)] = 500
+    """Steps between checkpoints; the last one is always written."""
+    keep: Annotated[int, Field(ge=1)] = 2
+    """Checkpoints kept besides the first."""
+    rollback_after: Annotated[int, Field(ge=1)] = 5
+    """Non-finite steps in a row after which the run goes back to the last good checkpoint at half the rate."""
+    run: str | None = None
+    """The run folder. None: runs/<recipe>-<time>."""
+
+
+class Probe(Part):
+    """A small labelled set that says how good the frozen features are while training goes on."""
+
+    path: str
+    """Labelled images: a folder of class folders, a table with labels, or tar shards."""
+    every_epochs: Annotated[int, Field(ge=1)] = 20
+    """Epochs between probes; the end is always probed."""
+    size: Size | None = None
+    """Size at which the images are seen. None: the size of the training crops."""
+    max_images: Annotated[int, Field(ge=10)] = 5000
+    """At most so many labelled images, drawn evenly over the classes."""
+    folds: Annotated[int, Field(ge=2)] = 5
+    """Folds of the cross-validation that gives the spread."""
+
+
+class Log(Part):
+    """What is written down."""
+
+    every: Annotated[int, Field(ge=1)] = 10
+    """Steps between lines when there is no terminal."""
+    samples_every: Annotated[int, Field(ge=1)] = 20
+    """Epochs between pictures of reconstructions in samples/, and between label-free quality measures."""
+    writers: tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...] = ("tensorboard",)
+    """Where the metrics go besides metrics.jsonl."""
+    probe: Probe | None = None
+    """Probe of the frozen features on labelled images."""
+
+
+class Recipe(Part):
+    """One experiment, whole."""
+
+    name: str = "recipe"
+    """The recipe's name; part of the run folder's name."""
+    about: str = ""
+    """Paper, table, expected time and result, and the command."""
+    encoder: Encoder = Encoder()
+    """The backbone."""
+    method: Method = Method()
+    """The pre-training task."""
+    data: Data = Data()
+    """The images."""
+    optimiser: Optimiser = Optimiser()
+    """AdamW and its step size."""
+    schedule: Schedule = Schedule()
+    """The course of the learning rate."""
+    train: Train = Train()
+    """The run."""
+    log: Log = Log()
+    """What is written down."""
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> "Recipe":
+        for side, cell, axis in zip(self.data.size, self.encoder.patch, ("height", "width"), strict=True):
+            if side % cell or side < cell:
+                low = max(cell, side // cell * cell)
+                raise ValueError(
+                    f"data.size: the {axis} {side} is not a multiple of the patch {axis} {cell}; "
+                    f"use {low} or {low + cell}, or another encoder.patch"
+                )
+        if self.method.decoder.width % self.method.decoder.heads:
+            raise ValueError(
+                f"method.decoder.heads: {self.method.decoder.heads} heads do not divide "
+                f"the decoder width {self.method.decoder.width}"
+            )
+        return self
