@@ -33,6 +33,6 @@ class Interrupted(MimkitError):
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """" Did you mean 'x'?" for the known word closest to `word`, or an empty string when nothing is close."""
+    """ " Did you mean 'x'?" for the known word closest to `word`, or an empty string when nothing is close."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f" Did you mean {close[0]!r}?" if close else ""

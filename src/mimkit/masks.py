@@ -5,13 +5,13 @@ hides the same number of cells in every image, so that what remains has a fixed 
 that sample's own generator, in the loader's workers; the arithmetic behind each (`keep_by_noise`, `hide_blocks`,
 `hide_off_grid`) takes the noise or the generator that the golden cases name.
 
-Sources: random masking of MAE (He et al. 2022, section 3.1), block-wise masking of BEiT (Bao et al. 2022, as its released
-masker draws it) and the grid masking of MAE's table 1(f).
+Sources: random masking of MAE (He et al. 2022, section 3.1), block-wise masking of BEiT (Bao et al. 2022, as its
+released masker draws it) and the grid masking of MAE's table 1(f).
 """
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -60,13 +60,14 @@ class Mask:
         return finer
 
     def to(self, device: torch.device, non_blocking: bool = False) -> "Mask":
-        move = {"device": device, "non_blocking": non_blocking}
-        predict = None if self.predict is None else self.predict.to(**move)
-        return replace(self, hidden=self.hidden.to(**move), visible=self.visible.to(**move), predict=predict)
+        return self._each(lambda x: x.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> "Mask":
-        predict = None if self.predict is None else self.predict.pin_memory()
-        return replace(self, hidden=self.hidden.pin_memory(), visible=self.visible.pin_memory(), predict=predict)
+        return self._each(Tensor.pin_memory)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Mask":
+        predict = None if self.predict is None else change(self.predict)
+        return replace(self, hidden=change(self.hidden), visible=change(self.visible), predict=predict)
 
 
 def indices(cells: Tensor) -> Tensor:
@@ -76,7 +77,9 @@ def indices(cells: Tensor) -> Tensor:
 
 
 def from_hidden(hidden: Tensor, unit: Sequence[int], predict: Tensor | None = None) -> Mask:
-    """The mask of `hidden`, bool (B, *grid). Raises UserError unless all images hide the same number of cells, not all."""
+    """The mask of `hidden`, bool (B, *grid). Raises UserError unless all images hide the same number of cells, not
+    all.
+    """
     counts = hidden.flatten(1).sum(1)
     if not bool((counts == counts[0]).all()):
         raise UserError("All images of a batch must hide the same number of cells; these differ.")
@@ -102,9 +105,13 @@ class Masker(Protocol):
     `valid`, bool (*grid), marks the cells that hold image and not padding: padding stays hidden and is never predicted.
     """
 
-    unit: tuple[int, ...]
+    @property
+    def unit(self) -> tuple[int, ...]:
+        """Pixels of one cell along each axis."""
 
-    def __call__(self, rng: np.random.Generator, grid: tuple[int, ...], valid: np.ndarray | None = None) -> Mask: ...
+    def __call__(
+        self, rng: np.random.Generator, grid: tuple[int, ...], valid: np.ndarray | None = None
+    ) -> Mask: ...
 
 
 def visible_count(cells: int, ratio: float) -> int:
@@ -170,7 +177,9 @@ class RandomMasker:
     unit: tuple[int, ...]
     decode: float = 1.0
 
-    def __call__(self, rng: np.random.Generator, grid: tuple[int, ...], valid: np.ndarray | None = None) -> Mask:
+    def __call__(
+        self, rng: np.random.Generator, grid: tuple[int, ...], valid: np.ndarray | None = None
+    ) -> Mask:
         noise = rng.random(math.prod(grid))
         cells = noise.size
         if valid is not None:
@@ -190,7 +199,9 @@ class BlockMasker:
     decode: float = 1.0
     min_block: int = 16
 
-    def __call__(self, rng: np.random.Generator, grid: tuple[int, ...], valid: np.ndarray | None = None) -> Mask:
+    def __call__(
+        self, rng: np.random.Generator, grid: tuple[int, ...], valid: np.ndarray | None = None
+    ) -> Mask:
         cells = math.prod(grid) if valid is None else int(valid.sum())
         count = cells - visible_count(cells, self.ratio)
         height, width = grid
@@ -214,7 +225,9 @@ class GridMasker:
     unit: tuple[int, ...]
     decode: float = 1.0
 
-    def __call__(self, rng: np.random.Generator, grid: tuple[int, ...], valid: np.ndarray | None = None) -> Mask:
+    def __call__(
+        self, rng: np.random.Generator, grid: tuple[int, ...], valid: np.ndarray | None = None
+    ) -> Mask:
         height, width = grid
         hidden = hide_off_grid((height, width))
         if valid is not None:
@@ -225,7 +238,11 @@ class GridMasker:
 
 
 def _finish(
-    rng: np.random.Generator, hidden: np.ndarray, unit: tuple[int, ...], decode: float, valid: np.ndarray | None
+    rng: np.random.Generator,
+    hidden: np.ndarray,
+    unit: tuple[int, ...],
+    decode: float,
+    valid: np.ndarray | None,
 ) -> Mask:
     """The mask of one sample, with the share `decode` of its hidden image cells drawn for prediction."""
     target = hidden if valid is None else hidden & valid

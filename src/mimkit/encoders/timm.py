@@ -1,0 +1,88 @@
+"""Any backbone of timm (Wightman 2019) as an encoder that gives features: it cannot hide cells.
+
+timm's own `forward_intermediates` does the work; the last feature map of each stride becomes a level.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import timm as library
+from torch import Tensor
+
+from mimkit.encoders.base import Encoder, Features, Level
+from mimkit.errors import UserError, nearest
+from mimkit.masks import Mask
+
+
+def build(
+    name: str, channels: int = 3, size: Sequence[int] | None = None, pretrained: bool = False
+) -> "TimmEncoder":
+    """timm's model `name` for images of `channels`; `size` (h, w) sets the grid of models that fix one.
+
+    pretrained: timm's published weights, downloaded. Raises UserError for unknown names and models without features.
+    """
+    bare = name.partition(".")[0]
+    if not library.is_model(bare):
+        raise UserError(f"timm has no model {name!r}.{nearest(bare, library.list_models())}")
+    options: dict[str, Any] = {"in_chans": channels, "num_classes": 0, "pretrained": pretrained}
+    if size is not None:
+        try:
+            return TimmEncoder(library.create_model(name, img_size=tuple(size), **options), channels)
+        except TypeError:  # convolutional networks take any size and no such argument
+            pass
+    return TimmEncoder(library.create_model(name, **options), channels)
+
+
+class TimmEncoder(Encoder):
+    """A timm model behind the Encoder contract; features only."""
+
+    def __init__(self, model: Any, channels: int) -> None:
+        super().__init__()
+        if not hasattr(model, "forward_intermediates"):
+            raise UserError(
+                f"timm's {type(model).__name__} gives no intermediate features; choose another model."
+            )
+        self.model: Any = model
+        self.channels = channels
+        stages = [(info["reduction"], info["num_chs"]) for info in model.feature_info]
+        self.depth = len(stages)
+        self.picked = [
+            i for i, (stride, _) in enumerate(stages) if stride not in [s for s, _ in stages[i + 1 :]]
+        ]
+        self.levels = tuple(Level((stages[i][0],) * 2, stages[i][1]) for i in self.picked)
+        self.unit = self.levels[-1].stride
+        self.prefix_tokens = int(getattr(model, "num_prefix_tokens", 0))
+
+    def forward(
+        self,
+        images: Tensor,
+        mask: Mask | None = None,
+        mask_token: Tensor | None = None,
+        sizes: Tensor | None = None,
+        layers: Sequence[int] = (),
+    ) -> Features:
+        """Features of images (B, C, H, W): the last map of each stride, normed where the model norms it."""
+        self.check(images, mask, mask_token)
+        if sizes is not None:
+            raise UserError("timm's models see padding; give them images of one size.")
+        wanted = sorted({*self.picked, *(layer - 1 for layer in layers)})
+        maps = self.model.forward_intermediates(
+            images,
+            indices=wanted,
+            norm=True,
+            intermediates_only=True,
+            **({"return_prefix_tokens": True} if self.prefix_tokens else {}),
+        )
+        made = {}
+        for stage, result in zip(wanted, maps, strict=True):
+            x, prefix = result if self.prefix_tokens else (result, None)  # (B, C, h, w)
+            made[stage] = Features((x.movedim(1, -1),), None, prefix)
+        last = made[self.picked[-1]]
+        each = {layer: made[layer - 1] for layer in layers}
+        return Features(tuple(made[i].levels[0] for i in self.picked), None, last.prefix, each)
+
+    def depth_of(self, name: str) -> int:
+        """timm groups parameters by its own matcher; layer-wise rates are not offered for foreign models."""
+        raise UserError(
+            "Layer-wise learning rates are not defined for timm's models; leave optimiser.layer_decay out."
+        )

@@ -1,0 +1,125 @@
+"""The transformer block that all plain encoders and decoders share (pre-norm; Vaswani et al. 2017, Dosovitskiy et
+al. 2021).
+
+Names of parameters follow the published checkpoints (`norm1`, `attn.qkv`, `attn.proj`, `mlp.fc1`, ...), so that reading
+them needs few rules. Attention runs through torch's fused kernel; the probabilities, which the analyses need, come from
+`Attention.probabilities`, a slice of queries at a time.
+"""
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+LAYER_NORM_EPS = 1e-6
+
+
+def drop_path(x: Tensor, rate: float, noise: Tensor) -> Tensor:
+    """Stochastic depth (Huang et al. 2016): whole samples of a residual branch x (B, ...) are kept where noise >= rate.
+
+    noise: uniform in [0, 1), (B, 1, ...). What is kept is divided by 1 - rate.
+    """
+    return x * (noise >= rate).to(x.dtype) / (1 - rate)
+
+
+def drop_path_rates(highest: float, depth: int) -> list[float]:
+    """Rate of each of `depth` blocks, growing linearly from 0 to `highest`."""
+    return [highest * i / max(1, depth - 1) for i in range(depth)]
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention; the three projections are one matrix (query, key, value rows in that order)."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, last: int | None = None, key_mask: Tensor | None = None) -> Tensor:
+        """(B, N, C) -> (B, N, C), or (B, last, C): the output of the last `last` tokens alone.
+
+        key_mask: bool (B, N), false for tokens that nobody may look at (padding).
+        """
+        if last is None:
+            q, k, v = self._heads(self.qkv(x), 3)
+        else:
+            width = x.shape[-1]
+            (q,) = self._heads(F.linear(x[:, -last:], self.qkv.weight[:width], self.qkv.bias[:width]), 1)
+            k, v = self._heads(F.linear(x, self.qkv.weight[width:], self.qkv.bias[width:]), 2)
+        allowed = None if key_mask is None else key_mask[:, None, None]
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed)  # (B, H, N, C / H)
+        return self.proj(y.transpose(1, 2).flatten(2))
+
+    def _heads(self, projected: Tensor, parts: int) -> tuple[Tensor, ...]:
+        """(B, N, parts * C) -> `parts` tensors (B, H, N, C / H)."""
+        batch, n, _ = projected.shape
+        return projected.view(batch, n, parts, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+
+    def probabilities(self, x: Tensor, chunk: int = 64) -> Iterator[Tensor]:
+        """Softmax of the scores of x (B, N, C), `chunk` queries at a time: (B, H, up to chunk, N) in float32 or
+        better.
+        """
+        q, k, _ = self._heads(self.qkv(x), 3)
+        precise = torch.float64 if x.dtype == torch.float64 else torch.float32
+        q, k = q.to(precise) * q.shape[-1] ** -0.5, k.to(precise)
+        for part in q.split(chunk, dim=2):
+            yield (part @ k.transpose(-1, -2)).softmax(-1)
+
+
+class Mlp(nn.Module):
+    """Linear, exact GELU, linear."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class LayerScale(nn.Module):
+    """A learned factor per channel on a residual branch (Touvron et al. 2021)."""
+
+    def __init__(self, width: int, initial: float) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.full((width,), initial))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gamma
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x)); both branches drop with the same rate, independently."""
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        mlp_ratio: float = 4.0,
+        drop_path: float = 0.0,
+        layer_scale: float | None = None,
+        eps: float = LAYER_NORM_EPS,
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=eps)
+        self.attn = Attention(width, heads)
+        self.norm2 = nn.LayerNorm(width, eps=eps)
+        self.mlp = Mlp(width, int(width * mlp_ratio))
+        self.ls1 = nn.Identity() if layer_scale is None else LayerScale(width, layer_scale)
+        self.ls2 = nn.Identity() if layer_scale is None else LayerScale(width, layer_scale)
+        self.rate = drop_path
+
+    def forward(self, x: Tensor, last: int | None = None, key_mask: Tensor | None = None) -> Tensor:
+        """(B, N, C) -> (B, N, C), or (B, last, C) when only the last `last` tokens are wanted further on."""
+        branch = self.ls1(self.attn(self.norm1(x), last, key_mask))
+        x = (x if last is None else x[:, -last:]) + self._dropped(branch)
+        return x + self._dropped(self.ls2(self.mlp(self.norm2(x))))
+
+    def _dropped(self, branch: Tensor) -> Tensor:
+        if not self.training or self.rate == 0:
+            return branch
+        noise = torch.rand(branch.shape[0], *[1] * (branch.ndim - 1), device=branch.device)
+        return drop_path(branch, self.rate, noise)

@@ -1,0 +1,77 @@
+"""The unit layout: a feature map cut into the cells of a mask, so that hidden ones need not be computed.
+
+A map (B, *axes, C) becomes (B, N, *s, C): N units of s positions along each axis, in raster order; its visible part is
+(B, K, *s, C). Whatever acts on single positions (linear layers, norms, MLPs) works on either form. Two axes for images,
+three for video. Pixels of an image in this form are MAE's patches: row, column, channel, channel fastest.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def cut(x: Tensor, s: Sequence[int]) -> Tensor:
+    """(B, *grid * s, C) -> (B, N, *s, C)."""
+    batch, *axes, channels = x.shape
+    split = [n for axis, size in zip(axes, s, strict=True) for n in (axis // size, size)]
+    grid_axes = range(1, 2 * len(s), 2)
+    inner_axes = range(2, 2 * len(s) + 1, 2)
+    x = x.reshape(batch, *split, channels)  # (B, h, s, w, s, C)
+    x = x.permute(0, *grid_axes, *inner_axes, x.ndim - 1)  # (B, h, w, s, s, C)
+    return x.reshape(batch, -1, *s, channels)
+
+
+def join(units: Tensor, grid: Sequence[int]) -> Tensor:
+    """(B, N, *s, C) -> (B, *grid * s, C), the inverse of `cut`."""
+    batch, _, *s, channels = units.shape
+    n = len(s)
+    x = units.reshape(batch, *grid, *s, channels)  # (B, h, w, s, s, C)
+    order = [axis for i in range(n) for axis in (1 + i, 1 + n + i)]
+    x = x.permute(0, *order, x.ndim - 1)  # (B, h, s, w, s, C)
+    return x.reshape(batch, *(g * size for g, size in zip(grid, s, strict=True)), channels)
+
+
+def rows(index: Tensor, n: int) -> Tensor:
+    """(B, K) raster indices of units -> (B * K) row numbers in a batch of n units each, laid end to end."""
+    offsets = torch.arange(index.shape[0], device=index.device) * n
+    return (index + offsets[:, None]).flatten()
+
+
+def take(units: Tensor, index: Tensor) -> Tensor:
+    """The units at `index` (B, K): (B, N, ...) -> (B, K, ...)."""
+    batch, n = units.shape[:2]
+    flat = units.reshape(batch * n, -1)
+    return flat.index_select(0, rows(index, n)).view(batch, -1, *units.shape[2:])
+
+
+def put(units: Tensor, index: Tensor, n: int) -> Tensor:
+    """The inverse of `take`: (B, K, ...) at `index` (B, K) of n units, zeros elsewhere -> (B, n, ...)."""
+    batch = units.shape[0]
+    flat = units.reshape(batch * units.shape[1], -1)
+    full = flat.new_zeros(batch * n, flat.shape[1]).index_copy(0, rows(index, n), flat)
+    return full.view(batch, n, *units.shape[2:])
+
+
+def patchify(images: Tensor, patch: Sequence[int], index: Tensor | None = None) -> Tensor:
+    """Pixels of the patches of `images` (B, C, H, W): (B, N, ph * pw * C), or (B, K, ...) of those at `index` (B, K).
+
+    With an index only those pixels are read; the rest of the image is never copied.
+    """
+    batch, channels, height, width = images.shape
+    ph, pw = patch
+    grid = (height // ph, width // pw)
+    cells = images.view(batch, channels, grid[0], ph, grid[1], pw).permute(
+        0, 2, 4, 3, 5, 1
+    )  # (B, h, w, ph, pw, C)
+    if index is None:
+        return cells.reshape(batch, math.prod(grid), ph * pw * channels)
+    image = torch.arange(batch, device=images.device)[:, None]
+    return cells[image, index // grid[1], index % grid[1]].flatten(2)
+
+
+def unpatchify(patches: Tensor, grid: Sequence[int], patch: Sequence[int]) -> Tensor:
+    """(B, N, ph * pw * C) -> (B, C, H, W), the inverse of `patchify`."""
+    batch, n, _ = patches.shape
+    return join(patches.view(batch, n, *patch, -1), grid).permute(0, 3, 1, 2)
