@@ -8,16 +8,32 @@ from typing import Any
 
 from mimkit.version import __version__
 
-__all__ = ["__version__", "api"]
+VERBS = (
+    "data_check",
+    "data_prepare",
+    "data_show",
+    "data_stats",
+    "demo",
+    "load",
+    "models",
+    "plan",
+    "pretrain",
+    "probe",
+    "reconstruct",
+    "report",
+)
+
+__all__ = ["VERBS", "__version__"]
 
 
 def __getattr__(name: str) -> Any:
-    """Give the public functions of `mimkit.api` as attributes of the package, loaded on first use (PEP 562)."""
-    import importlib
+    """The functions of `mimkit.api` as attributes of the package, loaded on first use (PEP 562)."""
+    if name in VERBS:
+        import importlib
 
-    if name == "api":
-        return importlib.import_module("mimkit.api")
-    verbs = importlib.import_module("mimkit.api")
-    if not name.startswith("_") and name in verbs.__all__:
-        return getattr(verbs, name)
+        return getattr(importlib.import_module("mimkit.api"), name)
     raise AttributeError(f"module 'mimkit' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *VERBS])

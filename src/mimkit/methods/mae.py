@@ -50,7 +50,7 @@ class MAE(Method):
         super().__init__()
         if "drop" not in encoder.hides_by:
             raise UserError(
-                "MAE needs an encoder that can leave hidden patches out, such as vit_base; this one only gives features."
+                "MAE needs an encoder that can leave hidden patches out, such as vit_base; this one cannot."
             )
         self.encoder, self.masker = encoder, masker
         self.norm_pix, self.min_std = norm_pix, min_std
