@@ -5,6 +5,7 @@ keys; `recipes.load` turns what pydantic finds into sentences. Defaults are the 
 (He et al. 2022, table 8) where the paper has a say.
 """
 
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -15,8 +16,23 @@ def _pair(value: object) -> object:
     return (value, value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
-Size = Annotated[tuple[int, int], BeforeValidator(_pair)]
+class Misfit(ValueError):
+    """Fields that are fine alone and do not fit together: (the dotted keys concerned, the sentence) for each clash."""
+
+    def __init__(self, clashes: list[tuple[tuple[str, ...], str]]) -> None:
+        super().__init__("; ".join(sentence for _, sentence in clashes))
+        self.clashes = clashes
+
+
+# A string among the metadata is how messages word what is allowed.
+Side = Annotated[int, Field(ge=1)]
+Size = Annotated[
+    tuple[Side, Side], BeforeValidator(_pair), "a whole number of at least 1, or two as [height, width]"
+]
 Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+AreaShare = Annotated[float, Field(gt=0, le=1)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Part(BaseModel):
@@ -95,11 +111,11 @@ class Data(Part):
     """Channels of an image. None: as most of the data has (grey is kept grey, RGB is RGB)."""
     mean: tuple[float, ...] | None = None
     """Mean of each channel in 0..1. None: ImageNet's for three channels of 8 bits, else measured on the data."""
-    std: tuple[float, ...] | None = None
+    std: tuple[Positive, ...] | None = None
     """Deviation of each channel in 0..1. None: as for the mean."""
-    crop_scale: tuple[Share, Share] = (0.2, 1.0)
+    crop_scale: tuple[AreaShare, AreaShare] = (0.2, 1.0)
     """Smallest and largest share of the image's area that a random crop takes."""
-    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    crop_ratio: tuple[Positive, Positive] = (3 / 4, 4 / 3)
     """Smallest and largest width over height of a random crop."""
     flip: Share = 0.5
     """Probability of a horizontal flip; 0 where left and right differ in meaning."""
@@ -118,7 +134,7 @@ class Optimiser(Part):
     """Learning rate for 256 images a step: lr = base_lr x batch_size / 256."""
     lr: Annotated[float, Field(gt=0)] | None = None
     """Learning rate as it is, instead of base_lr."""
-    betas: tuple[Share, Share] = (0.9, 0.95)
+    betas: tuple[Decay, Decay] = (0.9, 0.95)
     """Decay of the two moments."""
     eps: Annotated[float, Field(gt=0)] = 1e-8
     """Term that keeps the division finite."""
@@ -150,7 +166,7 @@ class Train(Part):
     """Images that go through the model at once. None: the largest that fits; frozen in the run's recipe."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of everything random."""
-    device: str = "auto"
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """`auto`, `cpu`, `cuda` (one GPU a process) or `mps`."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """Arithmetic of the matrix products; auto: bf16 where the hardware has it. Weights stay fp32. Never fp16."""
@@ -219,17 +235,52 @@ class Recipe(Part):
     """What is written down."""
 
     @model_validator(mode="after")
-    def _sizes_fit(self) -> "Recipe":
-        for side, cell, axis in zip(self.data.size, self.encoder.patch, ("height", "width"), strict=True):
-            if side % cell or side < cell:
-                low = max(cell, side // cell * cell)
-                raise ValueError(
-                    f"data.size: the {axis} {side} is not a multiple of the patch {axis} {cell}; "
-                    f"use {low} or {low + cell}, or another encoder.patch"
-                )
-        if self.method.decoder.width % self.method.decoder.heads:
-            raise ValueError(
-                f"method.decoder.heads: {self.method.decoder.heads} heads do not divide "
-                f"the decoder width {self.method.decoder.width}"
-            )
+    def _parts_fit(self) -> "Recipe":
+        clashes = [*_sizes(self), *_heads(self), *_crops(self.data), *_channels(self.data)]
+        if clashes:
+            raise Misfit(clashes)
         return self
+
+
+Clashes = Iterator[tuple[tuple[str, ...], str]]
+
+
+def _sizes(recipe: Recipe) -> Clashes:
+    for side, cell, axis in zip(recipe.data.size, recipe.encoder.patch, ("height", "width"), strict=True):
+        if side % cell:
+            low = side // cell * cell
+            fits = f"{low} or {low + cell}" if low else f"{cell}"
+            yield (
+                ("data.size", "encoder.patch"),
+                f"data.size: the {axis} {side} is not a multiple of the patch {axis} {cell}; "
+                f"use {fits}, or another encoder.patch.",
+            )
+
+
+def _heads(recipe: Recipe) -> Clashes:
+    decoder = recipe.method.decoder
+    if decoder.width % decoder.heads:
+        yield (
+            ("method.decoder.heads", "method.decoder.width"),
+            f"method.decoder.heads: {decoder.heads} heads do not divide the decoder's width {decoder.width}; "
+            "use a number that does.",
+        )
+
+
+def _crops(data: Data) -> Clashes:
+    for name, (low, high) in (("crop_scale", data.crop_scale), ("crop_ratio", data.crop_ratio)):
+        if low > high:
+            yield (f"data.{name}",), f"data.{name}: {low} comes before {high}; give the smaller one first."
+
+
+def _channels(data: Data) -> Clashes:
+    """Mean, deviation and channel count must speak of the same number of channels."""
+    counts = {"data.channels": data.channels, "data.mean": data.mean and len(data.mean)}
+    counts["data.std"] = data.std and len(data.std)
+    given = {key: count for key, count in counts.items() if count is not None}
+    if len(set(given.values())) > 1:
+        words = ", ".join(f"{key} {count}" for key, count in given.items())
+        yield tuple(given), f"{next(iter(given))}: the numbers of channels differ ({words}); make them equal."
+    if (data.mean is None) != (data.std is None):
+        missing, there = ("mean", "std") if data.mean is None else ("std", "mean")
+        yield ("data.mean", "data.std"), f"data.{missing}: missing beside data.{there}; give both or neither."
