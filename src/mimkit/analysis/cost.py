@@ -1,0 +1,74 @@
+"""What a model costs, by counting: parameters, floating-point operations, bytes kept for the backward pass.
+
+Counts hold for any machine; `mimkit plan` and the progress line divide them by what this machine can do. A
+multiply-add is two operations; matrix products, convolutions and attention are counted, element-wise work is not
+(as in the tables of the papers).
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from mimkit.data.batch import Batch
+from mimkit.encoders.base import Encoder
+from mimkit.methods.base import Method
+
+
+def parameters(module: nn.Module) -> int:
+    """Number of values in all parameters, fixed tables included."""
+    return sum(p.numel() for p in module.parameters())
+
+
+def flops(call: Callable[[], object]) -> int:
+    """Floating-point operations of `call()`, backward passes in it included."""
+    with FlopCounterMode(display=False) as counter:
+        call()
+    return int(counter.get_total_flops())
+
+
+def encoder_flops(encoder: Encoder, size: tuple[int, int]) -> int:
+    """Operations of one forward pass over one whole image of `size`; the encoder may live on the meta device."""
+    device = next(encoder.parameters()).device
+    image = torch.zeros(1, encoder.channels, *size, device=device)
+    with torch.no_grad():
+        return flops(lambda: encoder(image))
+
+
+def example_batch(method: Method, size: tuple[int, int], images: int) -> Batch:
+    """A batch of grey noise with masks, on the method's device: what a step costs does not depend on the pixels."""
+    device = next(method.parameters()).device
+    pixels = torch.randn(images, method.encoder.channels, *size, generator=torch.Generator().manual_seed(0))
+    mask = method.draw_mask(pixels, seed=0)
+    return Batch(pixels.to(device), torch.arange(images, device=device), mask.to(device))
+
+
+def step_flops(method: Method, size: tuple[int, int]) -> int:
+    """Operations of one image in one training step, forward and backward."""
+    batch = example_batch(method, size, images=1)
+
+    def step() -> None:
+        method(batch).total.backward()
+
+    count = flops(step)
+    method.zero_grad(set_to_none=True)
+    return count
+
+
+def activation_bytes(method: Method, size: tuple[int, int], autocast: Callable[[], torch.autocast]) -> int:
+    """Bytes that one image more in the batch keeps alive until the backward pass, under `autocast()`."""
+    kept = []
+    for images in (1, 2):
+        batch = example_batch(method, size, images)
+        storages: dict[int, int] = {}
+
+        def keep(tensor: Tensor, seen: dict[int, int] = storages) -> Tensor:
+            storage = tensor.untyped_storage()
+            seen[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), autocast():
+            method(batch)
+        kept.append(sum(storages.values()))
+    return max(1, kept[1] - kept[0])
