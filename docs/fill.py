@@ -1,0 +1,128 @@
+"""Writes into the pages what a command printed, so that no output in the docs is made up.
+
+`python docs/fill.py [PAGE ...]` runs every command that a page names as `<!-- output of: COMMAND -->` and puts what
+it printed into the fenced block below, with the exit code where that is not 0. All commands of all pages run in page
+order in one scratch folder that holds `photos/` and `labelled/`, made from the images of scikit-image (`make_images`), so
+a page may use a run that an earlier page made. `--benchmarks FILE` fills the table of benchmarks.md from the JSON of
+`python -m benchmarks --json FILE` instead.
+"""
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+DOCS = Path(__file__).parent
+ORDER = [
+    "start.md",
+    "verbs/demo.md",
+    "verbs/data.md",
+    "verbs/pretrain.md",
+    "verbs/reconstruct.md",
+    "verbs/probe.md",
+]
+ORDER += ["verbs/plan.md", "verbs/report.md", "verbs/models.md", "verbs/recipes.md"]
+BLOCK = re.compile(r"(<!-- output of: (?P<command>.+?) -->\n)```\w*\n.*?```\n", re.S)
+PHOTOS = [
+    "astronaut",
+    "chelsea",
+    "coffee",
+    "rocket",
+    "hubble_deep_field",
+    "retina",
+    "immunohistochemistry",
+    "camera",
+]
+PHOTOS += ["brick", "grass", "gravel", "coins", "moon", "page", "text", "cell"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("pages", nargs="*", default=ORDER, help="pages to fill, such as verbs/models.md")
+    parser.add_argument("--benchmarks", type=Path, help="JSON rows of python -m benchmarks")
+    arguments = parser.parse_args()
+    if arguments.benchmarks:
+        rows = json.loads(arguments.benchmarks.read_text())
+        replace_between(DOCS / "benchmarks.md", "benchmark table", benchmark_table(rows))
+        return
+    with tempfile.TemporaryDirectory() as name:
+        scratch = Path(name)
+        make_images(scratch)
+        for page in arguments.pages:
+            path = DOCS / page
+            path.write_text(BLOCK.sub(lambda found: filled(found, scratch), path.read_text()))
+
+
+def filled(found: re.Match[str], scratch: Path) -> str:
+    """The block below a marker, with the command and what it printed."""
+    command = found["command"]
+    print(f"$ {command}", file=sys.stderr, flush=True)
+    folder = str(Path(sys.executable).parent)
+    environment = os.environ | {"COLUMNS": "110", "PATH": f"{folder}:{os.environ['PATH']}", "TERM": "dumb"}
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", command],
+        cwd=scratch,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    )
+    lines = [line.rstrip() for line in done.stdout.replace(f"{scratch}/", "").splitlines()]
+    exit_code = [f"[exit code {done.returncode}]"] if done.returncode else []
+    text = "\n".join([f"$ {command}", *lines, *exit_code]).rstrip()
+    return f"{found[1]}```console\n{text}\n```\n"
+
+
+def make_images(folder: Path) -> None:
+    """photos/: 128 crops of sixteen photographs, 160 x 120; labelled/: 100 faces and 100 non-faces, 25 x 25."""
+    import numpy as np
+    from PIL import Image
+    from skimage import data
+
+    (folder / "photos").mkdir()
+    rng = np.random.default_rng(0)
+    for name in PHOTOS:
+        image = Image.fromarray(getattr(data, name)()).convert("RGB")
+        image = image.resize((max(image.width, 320), max(image.height, 240)))
+        for number in range(8):
+            left, top = rng.integers(image.width - 240 + 1), rng.integers(image.height - 180 + 1)
+            crop = image.crop((left, top, left + 240, top + 180)).resize((160, 120))
+            crop.save(folder / "photos" / f"{name}-{number}.jpg", quality=90)
+    for number, face in enumerate(data.lfw_subset()):
+        kind = folder / "labelled" / ("face" if number < 100 else "other")
+        kind.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((face * 255).astype(np.uint8)).save(kind / f"{number:03d}.png")
+
+
+def replace_between(page: Path, name: str, text: str) -> None:
+    """Put `text` between the markers `<!-- begin: NAME -->` and `<!-- end: NAME -->` of a page."""
+    begin, end = f"<!-- begin: {name} -->\n", f"<!-- end: {name} -->"
+    before, _, rest = page.read_text().partition(begin)
+    _, _, after = rest.partition(end)
+    page.write_text(f"{before}{begin}{text}{end}{after}")
+
+
+def benchmark_table(rows: list[dict]) -> str:
+    """The rows of `python -m benchmarks --json` as Markdown."""
+    lines = ["| name | metric | ours | theirs | unit | ratio | settings |", "| --- " * 7 + "|"]
+    for row in rows:
+        settings = row["settings"]
+        said = (
+            ", ".join(f"{k} {v}" for k, v in settings.items())
+            if isinstance(settings, dict)
+            else str(settings)
+        )
+        numbers = f"{row['ours']:.4g} | {row['theirs']:.4g} | {row['unit']} | **{row['ratio']:.2f}**"
+        lines.append(f"| `{row['name']}` | {row['metric']} | {numbers} | {said} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()
