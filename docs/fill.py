@@ -2,7 +2,7 @@
 
 `python docs/fill.py [PAGE ...]` runs every command that a page names as `<!-- output of: COMMAND -->` and puts what
 it printed into the fenced block below, with the exit code where that is not 0. All commands of all pages run in page
-order in one scratch folder that holds `photos/` and `labelled/`, made from the images of scikit-image (`make_images`), so
+order in one scratch folder with `photos/` and `labelled/`, made from the images of scikit-image (`make_images`), so
 a page may use a run that an earlier page made. `--benchmarks FILE` fills the table of benchmarks.md from the JSON of
 `python -m benchmarks --json FILE` instead.
 """
