@@ -1,0 +1,147 @@
+"""One process or many: who this one is, and the few things that processes say to each other.
+
+`torchrun` starts them and sets the environment; gloo carries gradients between CPUs, NCCL between GPUs. Flags and
+objects travel over a gloo group of their own, so that they never wait for a GPU. Each process trains on its own
+micro-batches and DDP averages the gradients; process 0 alone writes.
+"""
+
+import gc
+import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from mimkit.engine.trainable import frozen_names
+from mimkit.errors import Interrupted
+
+T = TypeVar("T")
+PATIENCE = timedelta(
+    hours=12
+)  # processes wait for an evaluation or a checkpoint of process 0 at most so long
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among all: `rank` of `world`. side: the gloo group for flags and objects, None when alone."""
+
+    rank: int = 0
+    world: int = 1
+    side: Any = None
+
+    @property
+    def first(self) -> bool:
+        return self.rank == 0
+
+    def sum(self, numbers: Tensor) -> Tensor:
+        """The sum of `numbers` over all processes, in place, on their device."""
+        if self.world > 1:
+            dist.all_reduce(numbers)
+        return numbers
+
+    def agree(self, wish: bool) -> Callable[[], bool]:
+        """Ask whether any process wishes something: the question travels while work goes on, a call gives the answer."""
+        if self.world == 1:
+            return lambda: wish
+        flag = torch.tensor([float(wish)])
+        work = dist.all_reduce(flag, group=self.side, async_op=True)
+
+        def answer() -> bool:
+            work.wait()
+            return bool(flag.item())
+
+        return answer
+
+    def gather(self, value: T) -> list[T]:
+        """Every process's picklable `value`, in the order of ranks, on every process."""
+        if self.world == 1:
+            return [value]
+        values: list[Any] = [None] * self.world
+        dist.all_gather_object(values, value, group=self.side)
+        return values
+
+    def from_first(self, make: Callable[[], T]) -> T:
+        """What `make()` gives on process 0, on every process; the others wait. An error there is raised everywhere."""
+        if self.world == 1:
+            return make()
+        outcome: list[Any] = [None, None]
+        if self.first:
+            try:
+                outcome[0] = make()
+            except Exception as error:
+                outcome[1] = error
+        dist.broadcast_object_list(outcome, src=0, group=self.side)
+        if outcome[1] is not None:
+            raise outcome[1]
+        return outcome[0]
+
+
+ALONE = Processes()
+
+
+@contextmanager
+def start(device: torch.device) -> Iterator[Processes]:
+    """Join the processes that torchrun started (none: alone) and leave them in good order.
+
+    With DDP objects still alive when the group is destroyed, torch aborts at exit now and then; so they are collected
+    first, then all wait for each other, then the group goes. After an error nobody waits: the others may be gone.
+    """
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world == 1:
+        yield ALONE
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        dist.init_process_group("nccl", device_id=device)
+    else:
+        dist.init_process_group("gloo")
+    side: Any = dist.new_group(backend="gloo", timeout=PATIENCE)
+    together = True
+    try:
+        yield Processes(dist.get_rank(), world, side)
+    except Interrupted:
+        raise  # all stopped at the same step
+    except BaseException:
+        together = False
+        raise
+    finally:
+        gc.collect()
+        if together:
+            dist.barrier(group=side)
+        dist.destroy_process_group()
+
+
+class Replica:
+    """The module as one process sees it: called through DDP when there are several, as it is when alone."""
+
+    def __init__(self, module: nn.Module, processes: Processes) -> None:
+        self.module = module
+        self._ddp: DistributedDataParallel | None = None
+        if processes.world > 1:
+            self._ddp = _wrap(module)
+
+    def __call__(self, batch: Any) -> Any:
+        return (self._ddp or self.module)(batch)
+
+    def gradients_stay(self, here: bool) -> AbstractContextManager[None]:
+        """While accumulating (`here`), gradients are not exchanged: only the last micro-batch of a step does it."""
+        return self._ddp.no_sync() if here and self._ddp is not None else nullcontext()
+
+    def close(self) -> None:
+        self._ddp = None
+
+
+def _wrap(module: nn.Module) -> DistributedDataParallel:
+    """DDP around the trained part; every process starts from the weights of process 0, teachers included."""
+    for tensor in module.state_dict().values():
+        dist.broadcast(tensor, src=0)
+    # buffers are tables that never change: to broadcast them with each forward pass would buy nothing
+    ignored = [*frozen_names(module), *(name for name, _ in module.named_buffers())]
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, ignored)
+    return DistributedDataParallel(module, gradient_as_bucket_view=True, init_sync=False)
