@@ -104,13 +104,13 @@ def decode_size(views: Sequence[View], size: tuple[int, int]) -> tuple[int, int]
 
 def take_view(image: np.ndarray, view: View, size: tuple[int, int]) -> Tensor:
     """The view of `image` (H, W, C), full or reduced, resized to `size`: (C, h, w)."""
-    box = _on_reduced(view, image.shape[0], image.shape[1])
+    box = on_reduced(view, image.shape[0], image.shape[1])
     part = image[box.top : box.top + box.height, box.left : box.left + box.width]
     resized = resize(part, size)
     return resized.flip(-1) if view.mirrored else resized
 
 
-def _on_reduced(view: View, height: int, width: int) -> Box:
+def on_reduced(view: View, height: int, width: int) -> Box:
     """The view's box on a picture decoded to `height` x `width`, to the nearest pixel."""
     if (height, width) == view.full:
         return view.box
