@@ -72,8 +72,8 @@ class Mask:
 
 def indices(cells: Tensor) -> Tensor:
     """(B, n) ascending raster indices of the true cells of `cells` (B, *grid); every row must hold the same number."""
-    flat = cells.flatten(1)
-    return flat.nonzero()[:, 1].view(flat.shape[0], -1)
+    found = cells.flatten(1).nonzero()[:, 1]
+    return found.view(cells.shape[0], found.shape[0] // cells.shape[0])
 
 
 def from_hidden(hidden: Tensor, unit: Sequence[int], predict: Tensor | None = None) -> Mask:
@@ -114,18 +114,22 @@ class Masker(Protocol):
     ) -> Mask: ...
 
 
+def kept(cells: int, ratio: float) -> int:
+    """How many of `cells` the published rule keeps: truncated, in double precision (10 at 0.8 keep 1, at 0.9 none)."""
+    return int(cells * (1 - ratio))
+
+
 def visible_count(cells: int, ratio: float) -> int:
-    """How many of `cells` remain: MAE truncates, in double precision (10 cells at 0.8 keep 1).
+    """`kept`, where that leaves something to see and something to predict.
 
     Raises UserError where nothing would be visible or nothing hidden.
     """
-    keep = int(cells * (1 - ratio))
+    keep = kept(cells, ratio)
     if not 0 < keep < cells:
         what = "visible" if keep <= 0 else "hidden"
-        raise UserError(
-            f"A mask ratio of {ratio} leaves nothing {what} of {cells} cells; "
-            f"with this grid use a ratio from {1 / cells:.3g} to {1 - 1 / cells:.3g}."
-        )
+        highest = math.floor(1000 * (1 - 1 / cells)) / 1000 - 0.001  # a step below: 0.9 of 10 keeps none
+        advice = f"use a ratio above 0 and up to {highest:.3f}" if cells > 1 else "use more cells"
+        raise UserError(f"A mask ratio of {ratio} leaves nothing {what} of {cells} cells; {advice}.")
     return keep
 
 

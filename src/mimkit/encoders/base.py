@@ -31,12 +31,14 @@ class Features:
 
     levels: finest first, each (B, *grid, C), or (B, K, *s, C) where hidden cells were dropped (`mask` says which).
     prefix: (B, n, C) class token and registers, or None. layers: the outputs of the inner layers that were asked for.
+    valid: bool, the last level's shape without C, false where a position is all padding; None when nothing was padded.
     """
 
     levels: tuple[Tensor, ...]
     mask: Mask | None = None
     prefix: Tensor | None = None
     layers: dict[int, "Features"] = field(default_factory=dict)
+    valid: Tensor | None = None
 
     def map(self, level: int = -1) -> Tensor:
         """Feature map (B, C, *grid); positions of dropped cells hold zeros."""
@@ -47,9 +49,15 @@ class Features:
         return x.movedim(-1, 1)
 
     def pooled(self, how: str = "mean") -> Tensor:
-        """(B, C): the mean over the positions of the last level ("mean") or the class token ("cls")."""
+        """(B, C): the mean over the positions of the last level that are no padding ("mean") or the class token
+        ("cls").
+        """
         if how == "mean":
-            return self.levels[-1].flatten(1, -2).mean(1)
+            x = self.levels[-1].flatten(1, -2)  # (B, N, C)
+            if self.valid is None:
+                return x.mean(1)
+            inside = self.valid.flatten(1)[..., None]
+            return x.masked_fill(~inside, 0).sum(1) / inside.sum(1)
         if how != "cls":
             raise UserError(f"Unknown pooling {how!r}; known are 'mean' and 'cls'.")
         if self.prefix is None:
@@ -127,6 +135,20 @@ class Encoder(nn.Module):
         if way not in self.hides_by:
             able = " or ".join(sorted(self.hides_by)) or "nothing of the kind"
             raise UserError(f"This encoder cannot {way} hidden cells; it can {able}.")
+        self._check_grid(tuple(images.shape[2:]), mask, way)
+
+    def _check_grid(self, size: tuple[int, ...], mask: Mask, way: str) -> None:
+        """The mask must cover the padded image; indices into another grid would name the wrong cells unnoticed."""
+        if way == "drop" and mask.unit != self.unit:
+            raise UserError(
+                f"Hidden cells are dropped in units of {self.unit} pixels; this mask has cells of {mask.unit}."
+            )
+        covering = tuple(-(-side // cell) for side, cell in zip(size, mask.unit, strict=True))
+        if mask.grid != covering:
+            raise UserError(
+                f"A mask of {mask.grid} cells does not belong to images of {size} pixels; "
+                f"with cells of {mask.unit} pixels it must be {covering}."
+            )
 
 
 def pad_to(images: Tensor, multiple: Sequence[int]) -> Tensor:

@@ -25,12 +25,19 @@ def build(
     if not library.is_model(bare):
         raise UserError(f"timm has no model {name!r}.{nearest(bare, library.list_models())}")
     options: dict[str, Any] = {"in_chans": channels, "num_classes": 0, "pretrained": pretrained}
+    try:
+        return TimmEncoder(_create(name, size, options), channels)
+    except RuntimeError as error:  # unknown tag, no published weights
+        raise UserError(f"timm cannot build {name!r}: {error}") from error
+
+
+def _create(name: str, size: Sequence[int] | None, options: dict[str, Any]) -> Any:
     if size is not None:
         try:
-            return TimmEncoder(library.create_model(name, img_size=tuple(size), **options), channels)
+            return library.create_model(name, img_size=tuple(size), **options)
         except TypeError:  # convolutional networks take any size and no such argument
             pass
-    return TimmEncoder(library.create_model(name, **options), channels)
+    return library.create_model(name, **options)
 
 
 class TimmEncoder(Encoder):
@@ -66,13 +73,17 @@ class TimmEncoder(Encoder):
         if sizes is not None:
             raise UserError("timm's models see padding; give them images of one size.")
         wanted = sorted({*self.picked, *(layer - 1 for layer in layers)})
-        maps = self.model.forward_intermediates(
-            images,
-            indices=wanted,
-            norm=True,
-            intermediates_only=True,
-            **({"return_prefix_tokens": True} if self.prefix_tokens else {}),
-        )
+        extra = {"return_prefix_tokens": True} if self.prefix_tokens else {}
+        try:
+            maps = self.model.forward_intermediates(
+                images, indices=wanted, norm=True, intermediates_only=True, **extra
+            )
+        except AssertionError as error:  # how timm's models refuse a size that they were not built for
+            size = " x ".join(map(str, images.shape[2:]))
+            raise UserError(
+                f"timm's {type(self.model).__name__} does not take images of {size} pixels ({error}); "
+                "build it with that size or give it images of its own."
+            ) from error
         made = {}
         for stage, result in zip(wanted, maps, strict=True):
             x, prefix = result if self.prefix_tokens else (result, None)  # (B, C, h, w)

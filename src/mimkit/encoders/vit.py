@@ -9,6 +9,7 @@ differs.
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -158,20 +159,44 @@ class ViT(Encoder):
         if mask is not None and mask_token is not None:
             hidden = mask.at(self.unit).flatten(1)[..., None]
             tokens = torch.where(hidden, mask_token.to(tokens.dtype), tokens)
-        key_mask = None if sizes is None else self._key_mask(sizes, grid, index)
-        tokens, inner = self.run(tokens, self.positions(grid, index), key_mask, layers)
+        valid = None if sizes is None else self._valid(sizes, grid, index)  # (B, K)
+        key_mask = None if valid is None else F.pad(valid, (self.prefix_tokens, 0), value=True)
+        tokens, inner = self.run(tokens, self.positions(grid, index, sizes), key_mask, layers)
         # a dropped level is in the unit layout, with units of one token
         shape = grid if dropped is None else (-1, 1, 1)
-        outer = self._features(tokens, shape, dropped)
-        each = {layer: self._features(x, shape, dropped) for layer, x in inner.items()}
-        return Features(outer.levels, dropped, outer.prefix, each)
+        inside = None if valid is None else valid.unflatten(1, shape)
+        each = {layer: self._features(x, shape, dropped, inside) for layer, x in inner.items()}
+        return replace(self._features(tokens, shape, dropped, inside), layers=each)
 
-    def positions(self, grid: Sequence[int], index: Tensor | None = None) -> Tensor:
-        """Position rows of the patches: (1, N, C), or (B, K, C) of those at `index` (B, K)."""
-        table = tables.resize_table(self.pos_embed, self.grid, grid, self.prefix_tokens)[
-            :, self.prefix_tokens :
-        ]
+    def positions(
+        self, grid: Sequence[int], index: Tensor | None = None, sizes: Tensor | None = None
+    ) -> Tensor:
+        """Position rows of the patches: (1, N, C), or (B, K, C) of those at `index` (B, K).
+
+        With the true `sizes` (B, 2) of padded images each has the rows of its own grid, (B, N, C): the table is fitted
+        to the image, so fitting it to the padded grid would let the padding move every position.
+        """
+        if sizes is not None:
+            rows = self._padded_positions(sizes, grid)
+            return rows if index is None else units.take(rows, index)
+        table = tables.resize_table(self.pos_embed, self.grid, grid, self.prefix_tokens)
+        table = table[:, self.prefix_tokens :]
         return table if index is None else table[0][index]
+
+    def _padded_positions(self, sizes: Tensor, grid: Sequence[int]) -> Tensor:
+        """(B, N, C): the rows of each image's own grid in the upper left corner of `grid`, zeros elsewhere."""
+        own = [
+            tuple(-(-side // cell) for side, cell in zip(size, self.unit, strict=True))
+            for size in sizes.tolist()
+        ]
+        corners = {
+            small: F.pad(
+                self.positions(small)[0].unflatten(0, small),  # (h, w, C)
+                (0, 0, 0, grid[1] - small[1], 0, grid[0] - small[0]),
+            ).flatten(0, 1)
+            for small in set(own)
+        }
+        return torch.stack([corners[small] for small in own])
 
     def run(
         self, tokens: Tensor, positions: Tensor, key_mask: Tensor | None = None, layers: Sequence[int] = ()
@@ -194,18 +219,18 @@ class ViT(Encoder):
                 inner[number] = tokens
         return self.norm(tokens), inner
 
-    def _features(self, tokens: Tensor, shape: Sequence[int], mask: Mask | None) -> Features:
+    def _features(
+        self, tokens: Tensor, shape: Sequence[int], mask: Mask | None, valid: Tensor | None
+    ) -> Features:
         """Split (B, prefix + K, C) into prefix and level."""
         prefix = tokens[:, : self.prefix_tokens] if self.prefix_tokens else None
         level = tokens[:, self.prefix_tokens :].unflatten(1, tuple(shape))
-        return Features((level,), mask, prefix)
+        return Features((level,), mask, prefix, valid=valid)
 
-    def _key_mask(self, sizes: Tensor, grid: tuple[int, int], index: Tensor | None) -> Tensor:
-        """Bool (B, prefix + K): false where a patch is all padding."""
+    def _valid(self, sizes: Tensor, grid: tuple[int, int], index: Tensor | None) -> Tensor:
+        """Bool (B, K): false where a patch is all padding."""
         valid = valid_cells(sizes, grid, self.unit).flatten(1)
-        if index is not None:
-            valid = valid.gather(1, index)
-        return F.pad(valid, (self.prefix_tokens, 0), value=True)
+        return valid if index is None else valid.gather(1, index)
 
     def depth_of(self, name: str) -> int:
         """0: tokens, positions, patch embedding; i + 1: blocks.i; depth + 1: the rest (MAE's fine-tuning, appendix
@@ -233,7 +258,8 @@ def xavier_linears(module: nn.Module) -> None:
 
 def _position_table(kind: str, width: int, grid: Sequence[int], class_row: bool) -> nn.Parameter:
     if kind == "sincos":
-        return nn.Parameter(tables.sincos(width, grid, class_row).float(), requires_grad=False)
+        table = tables.sincos(width, grid, class_row).to(torch.get_default_dtype())
+        return nn.Parameter(table, requires_grad=False)
     if kind == "learned":
         table = nn.Parameter(torch.zeros(1, int(class_row) + math.prod(grid), width))
         nn.init.normal_(table, std=0.02)

@@ -10,6 +10,7 @@ those of the published code.
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -70,6 +71,8 @@ class MAE(Method):
     def forward(self, batch: Any) -> Loss:
         """Mean squared error over the patches to predict, all images together (section 3, "Reconstruction target")."""
         images, mask = batch.images, batch.mask
+        if mask.decoded.shape[1] == 0:
+            raise UserError("A mask that hides nothing leaves nothing to predict; raise the mask ratio.")
         predicted = self.predict(images, mask)  # (B, P, ph * pw * C)
         target = units.patchify(images, self.encoder.unit, mask.decoded)
         if self.norm_pix:
@@ -95,7 +98,10 @@ class MAE(Method):
 
     @torch.no_grad()
     def reconstruct(self, images: Tensor, mask: Mask) -> Reconstruction:
-        """Hidden patches filled in; see `Reconstruction` for the two ways with normalised targets."""
+        """All hidden patches filled in, whatever share of them training decodes; see `Reconstruction` for the two ways
+        with normalised targets.
+        """
+        mask = replace(mask, predict=None)
         unit, n = self.encoder.unit, math.prod(mask.grid)
         patches = units.patchify(images, unit)  # (B, N, ph * pw * C)
         cells = mask.hidden.flatten(1)[..., None]
@@ -131,7 +137,7 @@ class Decoder(nn.Module):
         self.embed = nn.Linear(encoder_width, width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
         # The published table has a row of zeros for the class token, kept so that the files match
-        table = positions.sincos(width, grid, class_row=True).float()
+        table = positions.sincos(width, grid, class_row=True).to(torch.get_default_dtype())
         self.pos_embed = nn.Parameter(table, requires_grad=False)
         self.blocks = nn.ModuleList(Block(width, heads, mlp_ratio, eps=eps) for _ in range(depth))
         self.norm = nn.LayerNorm(width, eps=eps)

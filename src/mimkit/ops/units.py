@@ -11,6 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from mimkit.errors import UserError
+
 
 def cut(x: Tensor, s: Sequence[int]) -> Tensor:
     """(B, *grid * s, C) -> (B, N, *s, C)."""
@@ -57,10 +59,16 @@ def put(units: Tensor, index: Tensor, n: int) -> Tensor:
 def patchify(images: Tensor, patch: Sequence[int], index: Tensor | None = None) -> Tensor:
     """Pixels of the patches of `images` (B, C, H, W): (B, N, ph * pw * C), or (B, K, ...) of those at `index` (B, K).
 
-    With an index only those pixels are read; the rest of the image is never copied.
+    With an index only those pixels are read; the rest of the image is never copied. Raises UserError unless the patch
+    divides the image.
     """
     batch, channels, height, width = images.shape
     ph, pw = patch
+    if height % ph or width % pw:
+        raise UserError(
+            f"Images of {height} x {width} pixels are not a whole number of {ph} x {pw} patches; "
+            "crop or resize them to a multiple of the patch."
+        )
     grid = (height // ph, width // pw)
     cells = images.view(batch, channels, grid[0], ph, grid[1], pw).permute(
         0, 2, 4, 3, 5, 1
