@@ -1,0 +1,30 @@
+"""Every picture that the project draws: reconstructions, curves, probes, contact sheets, the charts of a run report.
+
+Plain arrays in, matplotlib figures out (`Figure` objects, no global state); `save` writes a PNG, `svg` an inline
+fragment whose ink follows the page, light or dark. Images are (H, W, C) floats in 0..1. Colours are those of Okabe and
+Ito, which remain distinct for colour-blind eyes; lines differ in dash or marker too. This lies at the bottom of the
+house and imports nothing of it but the errors.
+"""
+
+from mimkit.plots.curves import ProbeCurve, loss_curve, probe_bars, probe_layers
+from mimkit.plots.files import save, svg
+from mimkit.plots.images import Views, contact_sheet, reconstruction, reconstruction_grid, rgb
+from mimkit.plots.run import Panel, panel_figure, run_panels, run_report
+
+__all__ = [
+    "Panel",
+    "ProbeCurve",
+    "Views",
+    "contact_sheet",
+    "loss_curve",
+    "panel_figure",
+    "probe_bars",
+    "probe_layers",
+    "reconstruction",
+    "reconstruction_grid",
+    "rgb",
+    "run_panels",
+    "run_report",
+    "save",
+    "svg",
+]
