@@ -1,0 +1,124 @@
+"""The command line: arguments in, a call of `mimkit.api`, text out. One short file a verb.
+
+This file is the way in and the way out: what is raised becomes one sentence and an exit code (2 a user's mistake,
+3 data that cannot be used, 130 an interrupt), and the library's log goes to the terminal. `mimkit --help` and mistakes
+in the arguments must stay quick, so nothing here or in the verbs' files imports torch before a verb runs.
+"""
+
+import errno
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+from mimkit.errors import MimkitError
+
+__all__ = ["main"]
+
+BROKEN_PIPE, INTERRUPTED = 141, 130  # what a shell reports for SIGPIPE and SIGINT
+# What the machine refuses is no fault of the program: a full disk, a quota, a folder that may not be written.
+_REFUSED = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command (`sys.argv` where none is given) and give its exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    _log_to_terminal()
+    try:
+        code = _call(words)
+        sys.stdout.flush()
+        return code
+    except MimkitError as error:
+        return _fail(str(error), error.exit_code, debug)
+    except KeyboardInterrupt:
+        return _fail("interrupted.", INTERRUPTED, debug)
+    except BrokenPipeError:
+        # The reader has left (`mimkit recipes show mae_base | head`): nothing more to say, at exit neither.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+    except OSError as error:
+        if error.errno not in _REFUSED:
+            return _fault()
+        return _fail(f"{error.filename or 'a file'}: {error.strerror}.", 2, debug)
+    except Exception:
+        return _fault()
+
+
+def _call(words: list[str]) -> int:
+    """Hand the words to typer; its own complaints about them are reported here too."""
+    import typer
+
+    from mimkit.cli.app import command
+
+    try:
+        # Without "standalone mode" errors come back as they are instead of ending the process.
+        code = command()(words or ["--help"], prog_name="mimkit", standalone_mode=False)
+    except typer.Abort as abort:  # what typer makes of an interrupt or of the end of the input
+        raise (abort.__cause__ or KeyboardInterrupt()) from None
+    except Exception as error:
+        # Newer typers bring their own copy of click, so the class of a wrong usage is known by what it can do.
+        if not hasattr(error, "format_message"):
+            raise
+        return _misused(error)
+    if code == INTERRUPTED:
+        raise KeyboardInterrupt
+    return code if isinstance(code, int) else 0
+
+
+def _misused(error: Exception) -> int:
+    """Report a wrong verb, option or argument."""
+    context = getattr(error, "ctx", None)
+    path = context.command_path if context else "mimkit"
+    sentence = error.format_message()  # type: ignore[attr-defined]
+    print(f"mimkit: {sentence.rstrip('.?')}{'?' if sentence.endswith('?') else '.'}", file=sys.stderr)
+    print(f"See `{path} --help`.", file=sys.stderr)
+    return 2
+
+
+def _fail(sentence: str, code: int, debug: bool) -> int:
+    """Report what a person can do something about, without a traceback unless it was asked for."""
+    if debug:
+        traceback.print_exc()
+    print(f"mimkit: {sentence}", file=sys.stderr)
+    return code
+
+
+def _fault() -> int:
+    """Report an error that nobody foresaw: our fault, so the traceback stays."""
+    traceback.print_exc()
+    print(
+        "mimkit: this is a fault in mimkit, not in what you did; please report it with the lines above.",
+        file=sys.stderr,
+    )
+    return 1
+
+
+class _Terminal(logging.Handler):
+    """Writes to whatever `sys.stderr` is at the time, so that a progress bar can make room for a line."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            print(self.format(record), file=sys.stderr, flush=True)
+        except Exception:
+            self.handleError(record)
+
+
+class _Plain(logging.Formatter):
+    """The message alone; the level in front where it is more than information."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        return text if record.levelno <= logging.INFO else f"{record.levelname.lower()}: {text}"
+
+
+def _log_to_terminal() -> None:
+    """Send the library's log to the terminal; of several processes (torchrun) only the first tells its story."""
+    log = logging.getLogger("mimkit")
+    log.setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING)
+    if not any(isinstance(handler, _Terminal) for handler in log.handlers):
+        handler = _Terminal()
+        handler.setFormatter(_Plain())
+        log.addHandler(handler)

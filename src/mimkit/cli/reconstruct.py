@@ -1,0 +1,35 @@
+"""`mimkit reconstruct`: a picture of what a model makes of hidden patches."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mimkit.cli.text import numbers
+
+
+def run(
+    model: Annotated[
+        str, typer.Argument(metavar="RUN", help="A run folder, or a published file with a decoder.")
+    ],
+    path: Annotated[
+        str | None,
+        typer.Argument(metavar="PATH", help="Images; those that the run was trained on if none are named."),
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The picture to write.")] = Path(
+        "reconstruction.png"
+    ),
+    ratios: Annotated[
+        str, typer.Option("--ratios", metavar="A,B,...", help="Mask ratios, a panel each.")
+    ] = "0.5,0.75,0.9",
+    images: Annotated[int, typer.Option("--images", min=1, help="How many images, a row each.")] = 8,
+) -> None:
+    """Draw what a model makes of hidden patches.
+
+    \b
+    mimkit reconstruct runs/first
+    mimkit reconstruct runs/first photos/ --out picture.png --ratios 0.6,0.75
+    """
+    from mimkit import api
+
+    typer.echo(f"Wrote {api.reconstruct(model, path, out, numbers(ratios, '--ratios'), images)}")
