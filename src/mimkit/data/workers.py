@@ -9,7 +9,7 @@ sentence; torch's global generator is left alone, so that drop path is the same 
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -60,6 +60,12 @@ def ordered_map(
 def available_cores() -> int:
     """Cores that this process may run on (a container or a scheduler often grants fewer than the machine has)."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def chunks(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
+    """`items` cut into pieces of `size`: what is quick to do is handed over in handfuls."""
+    for first in range(0, len(items), size):
+        yield items[first : first + size]
 
 
 def _start(function: Callable, items: Iterable, workers: int, prefetch: int, pin: bool) -> Any:
