@@ -46,7 +46,7 @@ def decode(
             pixels, alpha, orientation = _pixels(data, key, header, channels, min_size)
             pixels = _upright(pixels, orientation)
         pixels = _to_depth(pixels, key)
-        return np.require(_to_channels(pixels, alpha, key, channels), requirements="CW")
+        return np.require(_to_channels(pixels, alpha, key, channels), requirements=["C", "W"])
     except DecodeError:
         raise
     except MemoryError:
