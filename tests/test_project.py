@@ -1,0 +1,71 @@
+"""What README, docs and the tested set promise, held against the package: pages, names, keys and pins."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mimkit.recipes import faults, load
+
+ROOT = Path(__file__).parent.parent
+TRACKERS = {"wandb", "mlflow", "trackio"}  # hosted services' clients: optional writers that no test runs
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+# `key.path=value` in a command or between backticks; not in what a command printed.
+KEY = re.compile(r"(?<![\w/.-])((?:encoder|method|data|optimiser|schedule|train|log)\.[a-z_.]+)=")
+PRINTED = re.compile(r"<!-- output of: .+? -->\n```\w*\n.*?```", re.S)
+
+
+def name(requirement: str) -> str:
+    """The package that a requirement names, spelt as the index spells it."""
+    return re.match(r"[\w.-]+", requirement)[0].lower().replace("_", "-")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_key_that_a_page_names_exists(page: Path) -> None:
+    unknown = {key for key in KEY.findall(PRINTED.sub("", page.read_text())) if faults.find(key) is None}
+    assert not unknown
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_output_on_a_page_was_written_by_its_command(page: Path) -> None:
+    for block in PRINTED.findall(page.read_text()):
+        command = re.match(r"<!-- output of: (.+?) -->", block)[1]
+        assert f"```console\n$ {command}\n" in block
+
+
+def test_every_verb_has_a_page_and_stands_in_the_readme() -> None:
+    from mimkit.cli.app import command
+
+    readme = (ROOT / "README.md").read_text()
+    for verb in command().commands:
+        assert (ROOT / "docs" / "verbs" / f"{verb}.md").exists(), verb
+        assert f"`mimkit {verb}" in readme
+
+
+def test_the_readme_lists_the_packaged_recipes() -> None:
+    listed = re.findall(r"^\| `(\w+)` \|", (ROOT / "README.md").read_text(), re.M)
+    assert listed == load.names()
+
+
+def test_every_file_that_a_page_names_exists() -> None:
+    for page in PAGES:
+        for path in re.findall(r"`((?:src|docs|tests)/[\w/.-]+)`", page.read_text()):
+            assert (ROOT / path).exists(), f"{page.name}: {path}"
+
+
+def test_every_dependency_that_is_tested_has_a_pin() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = [each for extra in project["optional-dependencies"].values() for each in extra]
+    pins = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and line[0] != "#"]
+    wanted = {name(each) for each in project["dependencies"] + extras} - TRACKERS - {"mimkit"}
+    assert all(re.fullmatch(r"[\w.-]+==[\w.]+( *;.+)?", pin) for pin in pins)
+    assert wanted <= {name(pin) for pin in pins}
+
+
+def test_the_citation_file_can_be_read() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["cff-version"] == "1.2.0"
+    assert citation["license"] == "Apache-2.0"
+    assert all(reference["title"] and reference["authors"] for reference in citation["references"])
