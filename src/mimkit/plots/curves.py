@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 BINS = 250  # points of a curve: about what a screen resolves
 CYCLE = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY)
 MARKERS = ("o", "s", "^", "D")
-DASHES = ((0, (6, 2)), (0, (2, 2)), (0, (6, 2, 1, 2)))
+DASHES = ((0, (6, 2)), (0, (2, 2)), (0, (6, 2, 1, 2)), (0, (1, 1)))
 Series = tuple[np.ndarray, np.ndarray]  # steps, values
 
 
@@ -114,7 +114,9 @@ def draw_loss(axes: "Axes", loss: Series, trivial: Mapping[str, float]) -> None:
     margin = 0.06 * (top - bottom) or 0.05 * abs(top) or 0.1
     room = 0.13 * (len(near) + (len(near) < len(trivial))) * (top - bottom)  # for the legend
     axes.set_ylim(bottom - margin, top + margin + room)
-    for (name, value), colour, dash in zip(near.items(), (VERMILLION, GREEN, PURPLE), DASHES, strict=False):
+    for (name, value), colour, dash in zip(
+        near.items(), (VERMILLION, GREEN, PURPLE, ORANGE), DASHES, strict=False
+    ):
         axes.axhline(value, color=colour, linestyle=dash, linewidth=1.4, label=f"{words(name)} {value:.3g}")
     far = [f"{words(name)} {value:.3g}" for name, value in trivial.items() if name not in near]
     if far:
