@@ -76,6 +76,14 @@ def quality(encoder: Encoder, batches: Iterable[Batch], device: torch.device | s
     )
 
 
+def measure(encoder: Encoder, images: Tensor, chunk: int = 32) -> dict[str, float]:
+    """The columns of `quality` for images (B, C, H, W) that are at hand, `chunk` at a time; none for a single image."""
+    if len(images) < 2:
+        return {}
+    batches = (Batch(part, torch.arange(len(part))) for part in images.split(chunk))
+    return quality(encoder, batches, images.device).metrics()
+
+
 def _were(count: int) -> str:
     return "was one" if count else "were none"
 

@@ -94,8 +94,11 @@ def probe_bars(
     return figure
 
 
-def draw_loss(axes: "Axes", loss: Series, trivial: Mapping[str, float]) -> None:
-    """The loss, raw and smoothed, in a window of its own; trivial predictors inside it as named lines."""
+def draw_loss(axes: "Axes", loss: Series, trivial: Mapping[str, float], fixed: Series | None = None) -> None:
+    """The loss, raw and smoothed, in a window of its own; trivial predictors inside it as named lines.
+
+    fixed: the model's loss on the very images and masks of the trivial predictors, as dots.
+    """
     steps, values = finite(loss)
     tidy(axes, "step", "loss")
     centre, mean, low, high = thin(steps, values)
@@ -106,6 +109,9 @@ def draw_loss(axes: "Axes", loss: Series, trivial: Mapping[str, float]) -> None:
     smooth = _smooth(mean, window)
     axes.plot(centre, mean, color=BLUE, alpha=0.35 if window > 1 else 1, linewidth=1, zorder=3)
     axes.plot(centre, smooth, color=BLUE, linewidth=1.8, marker="o" if len(centre) == 1 else None, zorder=4)
+    if fixed is not None:
+        axes.plot(*finite(fixed), "o", color=INK, markersize=4, zorder=5)
+        values = np.concatenate([values, finite(fixed)[1]])
     bottom, top = (float(v) for v in np.percentile(values, (0, 99.7))) if len(values) else (0.0, 1.0)
     near = {
         name: v for name, v in trivial.items() if bottom - 0.5 * (top - bottom) <= v <= 1.5 * max(top, 1e-9)

@@ -29,6 +29,20 @@ if TYPE_CHECKING:
 
 PROBE = re.compile(r"probe/(random_)?(knn|linear)_(cls|mean)_layer(\d+)(_std)?$")
 ENTROPY = re.compile(r"quality/entropy_layer(\d+)$")
+OWN = {  # columns of the engine; any other without a slash is a part of the loss
+    *(
+        "step",
+        "epoch",
+        "loss",
+        "lr",
+        "grad_norm",
+        "images_per_second",
+        "data_share",
+        "seconds",
+        "data_seconds",
+    ),
+    *("peak_share", "nonfinite", "replaced_images", "skipped"),
+}
 NAMES = {"knn": "k-NN", "linear": "linear", "cls": "class token", "mean": "mean"}
 Columns = Mapping[str, Series]
 
@@ -101,17 +115,26 @@ def _loss(columns: Columns) -> Panel | None:
     if "loss" not in columns:
         return None
     trivial = {n.removeprefix("trivial/"): last(s) for n, s in columns.items() if n.startswith("trivial/")}
+    trivial.pop("model", None)
     note = "On the patches that are predicted; band: range of the steps behind each point."
     if trivial:
-        note += " Dashed: what predictors without any learning reach on the same patches."
-    return Panel("loss", "Loss", note, lambda axes: draw_loss(axes, columns["loss"], trivial))
+        note += " Dashed: predictors without any learning, on a few images with fixed masks"
+        note += "; dots: the model on these." if "trivial/model" in columns else "."
+    fixed = columns.get("trivial/model")
+    return Panel("loss", "Loss", note, lambda axes: draw_loss(axes, columns["loss"], trivial, fixed))
 
 
 def _parts(columns: Columns) -> Panel | None:
-    parts = {name.removeprefix("loss_"): s for name, s in columns.items() if name.startswith("loss_")}
-    if len(parts) < 2:
+    """Whatever else a method logs: named scalars beside the total, such as the terms of its loss."""
+    parts = {words(name): series for name, series in columns.items() if "/" not in name and name not in OWN}
+    if not parts:
         return None
-    return Panel("parts", "Parts of the loss", "", lambda axes: draw_lines(axes, parts, "loss"))
+    return Panel(
+        "parts",
+        "Parts of the loss",
+        "As the method names them.",
+        lambda axes: draw_lines(axes, parts, "loss"),
+    )
 
 
 def _single(
@@ -126,7 +149,7 @@ def _single(
     return make
 
 
-_rate = _single("lr", "Learning rate", "learning rate", "Of the last parameter group.")
+_rate = _single("lr", "Learning rate", "learning rate", "Of parameters without a layer factor.")
 _gradient = _single("grad_norm", "Gradient norm", "L2 norm", "Before clipping.")
 _speed = _single("images_per_second", "Throughput", "images / s", "All processes together.")
 _share = _single("data_share", "Waiting for data", "share of the step (%)", "0 is best.", percent=True)
