@@ -45,11 +45,11 @@ class Processes:
             dist.all_reduce(numbers)
         return numbers
 
-    def agree(self, wish: bool) -> Callable[[], bool]:
-        """Ask whether any process wishes something: the question travels while work goes on, a call gives the answer."""
+    def agree(self, wish: Callable[[], bool]) -> Callable[[], bool]:
+        """Ask whether any process wishes something; the question travels while work goes on, a call answers it."""
         if self.world == 1:
-            return lambda: wish
-        flag = torch.tensor([float(wish)])
+            return wish
+        flag = torch.tensor([float(wish())])
         work = dist.all_reduce(flag, group=self.side, async_op=True)
 
         def answer() -> bool:

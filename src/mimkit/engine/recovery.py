@@ -1,0 +1,101 @@
+"""Coming back: whether a saved state fits this run, where a run goes that keeps failing, and when it gives up."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from mimkit.engine import checkpoint, nonfinite
+from mimkit.engine.checkpoint import Rollback, State
+from mimkit.errors import DataError, UserError
+
+log = logging.getLogger(__name__)
+ROLLBACK_FACTOR = 0.5
+
+
+def continued(saved: State, here: State, run: Path) -> State:
+    """The saved progress under the circumstances of this process.
+
+    Raises UserError when data, seed or images per step are not those the run began with: the steps behind the
+    checkpoint would then mean other images. What only moves the last bits (threads, micro-batch, processes,
+    precision) is said.
+    """
+    if saved.data and here.data and saved.data != here.data:
+        raise UserError(
+            f"The data of {run} have changed since it began (index {saved.data[:12]}, now {here.data[:12]}), so its "
+            "steps would mean other images; restore the data, or start a new run that continues from its weights "
+            f"(encoder.init={run})."
+        )
+    for key, name in (("batch_size", "train.batch_size"), ("seed", "train.seed")):
+        if getattr(saved, key) != getattr(here, key):
+            raise UserError(
+                f"{run} was begun with {name}={getattr(saved, key)} and cannot go on with {getattr(here, key)}; "
+                "resume with the old value, or start a new run."
+            )
+    changed = [
+        f"{name} {getattr(saved, name)} -> {getattr(here, name)}"
+        for name in ("threads", "micro_batch", "world", "precision")
+        if getattr(saved, name) != getattr(here, name)
+    ]
+    if changed:
+        log.warning(
+            "Resumed under other circumstances (%s): losses agree, but not to the last bit.",
+            ", ".join(changed),
+        )
+    progress = ("step", "lr_factor", "bad_steps", "bad_in_a_row", "rollbacks", "images", "skipped_images")
+    return replace(here, **{name: getattr(saved, name) for name in progress})
+
+
+def rollback_target(run: Path, state: State, most: int) -> Path:
+    """The checkpoint to go back to: the newest whole one outside a failing streak; one earlier when that did not help.
+
+    Raises UserError when there were `most` rollbacks already.
+    """
+    if len(state.rollbacks) >= most:
+        raise UserError(
+            f"Training stays non-finite: {state.bad_in_a_row} steps in a row up to step {state.step}, after "
+            f"{most} rollbacks and with the learning rate at {state.lr_factor:g} of the schedule. "
+            f"{run / nonfinite.FOLDER}.jsonl names the images and the first bad module, {run / nonfinite.FOLDER} "
+            "holds failing batches; try a lower optimiser.base_lr, optimiser.clip=1 or train.precision=fp32."
+        )
+    good = _good_ones(run)
+    again = bool(state.rollbacks) and state.rollbacks[-1].to_step == checkpoint.step_of(good[-1])
+    return good[-2] if again and len(good) > 1 else good[-1]
+
+
+def rolled_back(saved: State, failed: State) -> State:
+    """The state to go on with from the checkpoint `saved`: half the rate, and a note of what happened."""
+    factor = failed.lr_factor * ROLLBACK_FACTOR
+    recent = tuple(step for step in failed.bad_steps if step > saved.step)
+    note = Rollback(failed.step, saved.step, factor, recent)
+    return replace(saved, lr_factor=factor, bad_in_a_row=0, rollbacks=(*failed.rollbacks, note))
+
+
+def too_many_unreadable(state: State, share: float) -> DataError | None:
+    """The error when more than `share` of the images drawn so far could not be read."""
+    drawn = state.images + state.skipped_images
+    if state.skipped_images <= share * drawn:
+        return None
+    return DataError(
+        f"{state.skipped_images} of {drawn} images ({state.skipped_images / drawn:.0%}) could not be read, more than "
+        f"the {share:.0%} that data.bad_share allows; skipped.jsonl in the run folder lists them, and "
+        "`mimkit data check PATH` looks at all. Repair the data or raise data.bad_share."
+    )
+
+
+def _good_ones(run: Path) -> Sequence[Path]:
+    """Whole checkpoints that were not saved inside a failing streak, by ascending step."""
+    good = []
+    for folder in checkpoint.saved(run):
+        try:
+            state = checkpoint.check(folder)
+        except DataError as error:
+            log.warning("%s It is passed over.", error)
+            continue
+        if state.bad_in_a_row == 0:
+            good.append(folder)
+    if not good:
+        raise DataError(
+            f"None of the checkpoints in {run / checkpoint.FOLDER} is whole; start again under another train.run."
+        )
+    return good

@@ -1,0 +1,132 @@
+"""The run folder: who may write into it, and the files of one JSON object a line that grow in it.
+
+recipe.yaml (written by the caller), metrics.jsonl (a row per optimiser step), skipped.jsonl (images that could not be
+read), nonfinite.jsonl (a diary, never cut), log.txt, tensorboard/, checkpoints/, nonfinite/. On resume, rows behind
+the checkpoint are cut, so that the files read as if the run had never been interrupted.
+"""
+
+import json
+import logging
+import math
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from mimkit.engine import checkpoint
+from mimkit.errors import UserError
+
+METRICS, SKIPPED, NONFINITE, LOG = "metrics.jsonl", "skipped.jsonl", "nonfinite.jsonl", "log.txt"
+
+
+def claim(run: Path, resume: bool) -> Path:
+    """Make the run folder, or make sure that there is a run in it to resume.
+
+    Raises UserError when it holds a run and `resume` is off, when it holds none and `resume` is on, and when it
+    cannot be made or written.
+    """
+    holds = bool(checkpoint.saved(run)) or (run / METRICS).exists()
+    if holds and not resume:
+        raise UserError(
+            f"{run} already holds a run; continue it with `mimkit pretrain {run} --resume`, or choose another folder "
+            "with train.run=NAME."
+        )
+    if resume and not holds:
+        raise UserError(f"{run} holds no run that could be resumed; start one there without --resume.")
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        writable = os.access(run, os.W_OK | os.X_OK)
+    except OSError as error:
+        raise UserError(
+            f"The run folder {run} cannot be made: {error}; choose another with train.run=NAME."
+        ) from error
+    if not writable:
+        raise UserError(f"The run folder {run} cannot be written; choose another with train.run=NAME.")
+    return run
+
+
+class JsonLines:
+    """A file of one JSON object a line, each written through to the operating system at once: kill -9 loses none."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = path.open("ab", buffering=0)
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Write one row; numbers that are not finite become null, which every JSON reader understands.
+
+        Raises UserError when the disk is full.
+        """
+        data = (json.dumps({key: _plain(value) for key, value in row.items()}) + "\n").encode()
+        try:
+            while data:
+                data = data[self._file.write(data) :]
+        except OSError as error:
+            raise UserError(
+                f"{self.path} could not be written: {error.strerror or error}; the checkpoints are untouched. "
+                f"Make room, then continue with `mimkit pretrain {self.path.parent} --resume`."
+            ) from error
+
+    def sync(self) -> None:
+        """Wait until the rows are on the disk."""
+        os.fsync(self._file.fileno())
+
+    def cut(self, step: int) -> None:
+        """Drop the rows of steps after `step`, and torn lines; the file is replaced as a whole."""
+        kept = [line for line in self.path.read_bytes().splitlines(keepends=True) if _belongs(line, step)]
+        temporary = self.path.with_name(f".{self.path.name}")
+        with temporary.open("wb") as file:
+            file.writelines(kept)
+            file.flush()
+            os.fsync(file.fileno())
+        self._file.close()
+        temporary.replace(self.path)
+        self._file = self.path.open("ab", buffering=0)
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a file of JSON lines; a torn last line is left out."""
+    if not path.exists():
+        return []
+    return [row for line in path.read_bytes().splitlines(keepends=True) if (row := _parse(line)) is not None]
+
+
+@contextmanager
+def log_file(run: Path) -> Iterator[None]:
+    """While this lasts, what mimkit logs goes to run/log.txt too, with the time of day."""
+    logger = logging.getLogger("mimkit")
+    handler = logging.FileHandler(run / LOG, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.DEBUG)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        logger.removeHandler(handler)
+        handler.close()
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    """A whole row, or None for a torn one: a line without its end, or one that is no JSON object."""
+    if not line.endswith(b"\n"):
+        return None
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) else None
+
+
+def _belongs(line: bytes, step: int) -> bool:
+    row = _parse(line)
+    return row is not None and row.get("step", math.inf) <= step
+
+
+def _plain(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
