@@ -2,8 +2,8 @@
 
 `python docs/fill.py [PAGE ...]` runs every command that a page names as `<!-- output of: COMMAND -->` and puts what
 it printed into the fenced block below, with the exit code where that is not 0. All commands of all pages run in page
-order in one scratch folder with `photos/` and `labelled/`, made from the images of scikit-image (`make_images`), so
-a page may use a run that an earlier page made. `--benchmarks FILE` fills the table of benchmarks.md from the JSON of
+order in one scratch folder with images made from those of scikit-image (`make_images`), so a page may use a run that an
+earlier page made. `--benchmarks FILE` fills the table of benchmarks.md from the JSON of
 `python -m benchmarks --json FILE` instead.
 """
 
@@ -74,6 +74,8 @@ def filled(found: re.Match[str], scratch: Path) -> str:
         text=True,
         errors="replace",
     )
+    if done.returncode == 1 or "Traceback" in done.stdout:
+        sys.exit(f"{done.stdout}\nA fault, not an output: the page was left as it was.")
     lines = [line.rstrip() for line in done.stdout.replace(f"{scratch}/", "").splitlines()]
     exit_code = [f"[exit code {done.returncode}]"] if done.returncode else []
     text = "\n".join([f"$ {command}", *lines, *exit_code]).rstrip()
@@ -81,7 +83,9 @@ def filled(found: re.Match[str], scratch: Path) -> str:
 
 
 def make_images(folder: Path) -> None:
-    """photos/: 128 crops of sixteen photographs, 160 x 120; labelled/: 100 faces and 100 non-faces, 25 x 25."""
+    """photos/: 128 crops of sixteen photographs, 160 x 120; mixed/: a few of them, some faulty; labelled/: 100 faces
+    and 100 non-faces, 25 x 25.
+    """
     import numpy as np
     from PIL import Image
     from skimage import data
@@ -95,10 +99,27 @@ def make_images(folder: Path) -> None:
             left, top = rng.integers(image.width - 240 + 1), rng.integers(image.height - 180 + 1)
             crop = image.crop((left, top, left + 240, top + 180)).resize((160, 120))
             crop.save(folder / "photos" / f"{name}-{number}.jpg", quality=90)
+    make_mixed(folder / "photos", folder / "mixed")
     for number, face in enumerate(data.lfw_subset()):
         kind = folder / "labelled" / ("face" if number < 100 else "other")
         kind.mkdir(parents=True, exist_ok=True)
         Image.fromarray((face * 255).astype(np.uint8)).save(kind / f"{number:03d}.png")
+
+
+def make_mixed(photos: Path, folder: Path) -> None:
+    """Two whole pictures, a duplicate, a truncated one, one with a wrong extension, and a text named as a JPEG."""
+    folder.mkdir()
+    data = {
+        name: (photos / f"{name}-0.jpg").read_bytes() for name in ("astronaut", "chelsea", "coffee", "rocket")
+    }
+    files = {"astronaut.jpg": data["astronaut"], "chelsea.jpg": data["chelsea"], "copy.jpg": data["chelsea"]}
+    files |= {
+        "coffee.jpg": data["coffee"][:2000],
+        "rocket.png": data["rocket"],
+        "notes.jpg": b"to do: more images",
+    }
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
 
 
 def replace_between(page: Path, name: str, text: str) -> None:
