@@ -20,6 +20,7 @@ from mimkit.plots.curves import (
     finite,
     head,
     tidy,
+    words,
 )
 from mimkit.plots.files import DPI, INK, MUTED
 
