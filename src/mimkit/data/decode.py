@@ -6,6 +6,8 @@ TIFF, Pillow for the rest and for what those cannot do (CMYK, stray bytes in a J
 Whatever goes wrong comes out as a DecodeError with a short reason: a damaged image never stops a run.
 """
 
+import zlib
+
 import numpy as np
 import simplejpeg
 
@@ -17,6 +19,7 @@ __all__ = ["MAX_PIXELS", "DecodeError", "Header", "decode", "read_header"]
 MAX_PIXELS = 500_000_000  # declared pixels: 1.5 GB of RGB; more is refused before any of it is asked for
 MAX_BYTES_PER_PIXEL = 8  # on average at the limit, so that 200 bands of float cannot ask for 400 GB
 SCALES = (8, 4, 2)  # libjpeg-turbo also has 3/8 and the like, but those are slower than no scaling
+PNG_NEEDED = frozenset((b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"))
 CUT = ("premature end", "truncated", "too small", "not enough image data", "failed to read")
 
 
@@ -84,7 +87,7 @@ def _pixels(
         if pixels is not None:
             return pixels, False, header.orientation
     if header.format == "PNG":
-        return *_png(data), header.orientation
+        return *_png(data, key), header.orientation
     if header.format == "TIFF":
         found = read_tiff(data, key)
         if found is not None:
@@ -119,19 +122,34 @@ def _scaled(header: Header, min_size: tuple[int, int] | None) -> tuple[int, int]
     return 0, 0
 
 
-def _png(data: bytes) -> tuple[np.ndarray, bool]:
+def _png(data: bytes, key: str) -> tuple[np.ndarray, bool]:
     import imagecodecs
 
-    pixels = imagecodecs.png_decode(_essential(data))
+    pixels = imagecodecs.png_decode(_sound(data, key))
     pixels = pixels[..., None] if pixels.ndim == 2 else pixels
     return pixels, pixels.shape[2] in (2, 4)
 
 
-def _essential(data: bytes) -> bytes:
-    """A PNG without texts and profiles: libpng prints a line on stderr for each odd one ("known incorrect sRGB")."""
-    chunks = list(png_chunks(data))
-    kept = [data[a:b] for name, a, b in chunks if name[:1].isupper() or name == b"tRNS"]
-    return data if len(kept) == len(chunks) else b"".join([data[:8], *kept])
+def _sound(data: bytes, key: str) -> bytes:
+    """A PNG of the needed chunks only, its checksums verified (1.4 % of the time that decoding takes).
+
+    Without this, libpng prints a line on stderr for each odd profile ("known incorrect sRGB") or wrong checksum, and
+    imagecodecs drops a reference to None with each error, which ends Python 3.11 after some thousand damaged files.
+    """
+    view, kept = memoryview(data), [data[:8]]
+    for name, start, end in png_chunks(data):
+        if name[:1].islower() and name != b"tRNS":
+            continue
+        if end > len(data):
+            break
+        if name not in PNG_NEEDED or zlib.crc32(view[start + 4 : end - 4]) != int.from_bytes(
+            view[end - 4 : end]
+        ):
+            raise DecodeError(key, f"damaged (checksum of its part {name.decode('latin-1')!r})")
+        kept.append(data[start:end])
+        if name == b"IEND":
+            return b"".join(kept)
+    raise DecodeError(key, "truncated")
 
 
 def _pillow(data: bytes, key: str) -> tuple[np.ndarray, bool]:
@@ -213,5 +231,5 @@ def _luminance(pixels: np.ndarray) -> np.ndarray:
 
 
 def _reason(error: Exception) -> str:
-    text = str(error).strip() or type(error).__name__
+    text = (str(error).strip() or type(error).__name__)[:80]
     return "truncated" if any(cut in text.lower() for cut in CUT) else f"damaged ({text})"

@@ -81,7 +81,7 @@ def read_header(data: bytes, key: str) -> Header:
     except DecodeError:
         raise
     except Exception as error:  # libraries raise anything on damaged bytes; none of it may stop a run
-        raise DecodeError(key, f"damaged header ({error})") from error
+        raise DecodeError(key, f"damaged header ({str(error)[:80]})") from error
 
 
 def _jpeg(data: bytes, key: str) -> Header:

@@ -5,6 +5,7 @@ system: by folder, then by name, compared as bytes. A million keys of 30 bytes l
 instead of 83 MB of strings, pickled in one piece, and no reference counts for forked workers to touch.
 """
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -140,7 +141,8 @@ def keep(about: str, facts: dict[str, Any], names: Sequence[bytes]) -> None:
         temporary.replace(path)
     except OSError as error:
         log.warning("the index of %s could not be kept in %s (%s)", about, path.parent, error.strerror)
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 def kept(about: str) -> tuple[dict[str, Any], list[bytes]] | None:

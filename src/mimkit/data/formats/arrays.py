@@ -80,14 +80,17 @@ class ArraySource:
         return self._stack.shape[0]
 
     def key(self, i: int) -> str:
+        if not 0 <= i < len(self):
+            raise IndexError(f"image {i} of {len(self)}")
         return f"{self._short}[{i}]"
 
     def read(self, i: int) -> np.ndarray:
         """(H, W, C), in the stack's own type."""
+        key = self.key(i)
         try:
             image = self._row(i)
         except Exception as error:  # an object store's client may raise anything
-            raise DecodeError(self.key(i), why_unreadable(error)) from error
+            raise DecodeError(key, why_unreadable(error)) from error
         if image.ndim == 2:
             return image[..., None]
         return image.transpose(1, 2, 0) if self._channels_first else image

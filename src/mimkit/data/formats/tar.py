@@ -103,13 +103,14 @@ class TarSource:
         return self._keys[i]
 
     def read(self, i: int) -> bytes:
+        key = self._keys[i]
         shard, start, size = int(self._shard[i]), int(self._starts[i]), int(self._sizes[i])
         try:
             data = self._store.read_range(self._paths[shard], self._stamps[shard], start, size)
         except Exception as error:  # an object store's client may raise anything
-            raise DecodeError(self._keys[i], f"its shard: {why_unreadable(error)}") from error
+            raise DecodeError(key, f"its shard: {why_unreadable(error)}") from error
         if len(data) != size:
-            raise DecodeError(self._keys[i], "its shard is truncated")
+            raise DecodeError(key, "its shard is truncated")
         return data
 
     def label(self, i: int) -> int | None:
