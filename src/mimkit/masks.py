@@ -268,3 +268,10 @@ def build_masker(kind: str, ratio: float, unit: tuple[int, ...], decode: float =
     if kind == "grid":
         return GridMasker(unit, decode)
     raise UserError(f"Unknown mask {kind!r}; known are 'random', 'block' and 'grid'.")
+
+
+def at_ratio(masker: Masker, ratio: float) -> Masker:
+    """The same rule at another mask ratio. Raises UserError for grid masking, whose ratio is its own."""
+    if isinstance(masker, RandomMasker | BlockMasker):
+        return replace(masker, ratio=ratio)
+    raise UserError("Grid masking hides three cells of four and knows no other ratio; leave the ratio out.")

@@ -6,6 +6,7 @@ multiply-add is two operations; matrix products, convolutions and attention are 
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor, nn
@@ -56,7 +57,9 @@ def step_flops(method: Method, size: tuple[int, int]) -> int:
     return count
 
 
-def activation_bytes(method: Method, size: tuple[int, int], autocast: Callable[[], torch.autocast]) -> int:
+def activation_bytes(
+    method: Method, size: tuple[int, int], autocast: Callable[[], AbstractContextManager[object]]
+) -> int:
     """Bytes that one image more in the batch keeps alive until the backward pass, under `autocast()`."""
     kept = []
     for images in (1, 2):

@@ -7,7 +7,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from mimkit.encoders.base import Encoder
-from mimkit.masks import Mask, Masker, collate
+from mimkit.masks import Mask, Masker, at_ratio, collate
 
 
 @dataclass(frozen=True)
@@ -48,10 +48,6 @@ class Method(nn.Module):
         """The prediction for the hidden cells of images (B, C, H, W)."""
         raise NotImplementedError
 
-    def trivial_losses(self, images: Tensor, mask: Mask) -> dict[str, float]:
-        """The loss of predictors that know nothing, on the same targets; see `analysis.trivial`."""
-        return {}
-
     def after_step(self, step: int) -> None:
         """Called after each optimiser step: moving averages."""
 
@@ -59,7 +55,12 @@ class Method(nn.Module):
         """Names of parameters that are kept in checkpoints but never trained."""
         return {name for name, parameter in self.named_parameters() if not parameter.requires_grad}
 
-    def draw_mask(self, images: Tensor, seed: int) -> Mask:
-        """A mask for images (B, C, H, W) that depends on `seed` and the place in the batch alone, for pictures."""
-        grid = tuple(size // cell for size, cell in zip(images.shape[2:], self.masker.unit, strict=True))
-        return collate([self.masker(np.random.default_rng([seed, i]), grid) for i in range(images.shape[0])])
+    def draw_mask(self, images: Tensor, seed: int, ratio: float | None = None) -> Mask:
+        """A mask for images (B, C, H, W) on their device that depends on `seed` and the place in the batch alone.
+
+        For pictures. ratio: another one than training uses.
+        """
+        masker = self.masker if ratio is None else at_ratio(self.masker, ratio)
+        grid = tuple(size // cell for size, cell in zip(images.shape[2:], masker.unit, strict=True))
+        mask = collate([masker(np.random.default_rng([seed, i]), grid) for i in range(images.shape[0])])
+        return mask.to(images.device)

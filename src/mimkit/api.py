@@ -1,0 +1,164 @@
+"""One function a verb: what the command line and a notebook both call.
+
+A `model` is a run folder or a published file; a `source` is a recipe's name, a YAML file, a run folder or, for
+`pretrain`, the images themselves. Overrides are texts `key.path=value`. Every function raises `UserError` for a mistake
+in what it was given and `DataError` for data or a checkpoint that cannot be used; the message is one sentence.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mimkit.analysis.probe import ProbeTable
+    from mimkit.data.check import CheckReport
+    from mimkit.data.stats import Stats
+    from mimkit.verbs.demo import DemoResult
+    from mimkit.verbs.plan import Plan
+    from mimkit.verbs.pretrain import Outcome
+
+log = logging.getLogger(__name__)
+
+
+def pretrain(source: str | Path, overrides: Sequence[str] = (), resume: bool = False) -> "Outcome":
+    """Pre-train an encoder: from images (a recipe is chosen), a recipe, a YAML file, or a run folder with `resume`.
+
+    Under torchrun each process calls this. Raises Interrupted when asked to stop, with the state saved.
+    """
+    from mimkit.verbs.pretrain import run
+
+    return run(source, overrides, resume)
+
+
+def reconstruct(
+    model: str | Path,
+    path: str | Path | None = None,
+    out: str | Path = "reconstruction.png",
+    ratios: Sequence[float] = (0.5, 0.75, 0.9),
+    images: int = 8,
+) -> Path:
+    """Draw what a model with a trained decoder makes of hidden patches; returns the picture.
+
+    path: images; None takes those that the run was trained on. One ratio gives the full panels (for normalised targets
+    also the one that leaks, labelled so), several a grid. images: rows.
+    """
+    from mimkit.verbs.look import reconstruct as draw
+
+    return draw(model, path, Path(out), ratios, images)
+
+
+def probe(model: str | Path, overrides: Sequence[str] = (), json: str | Path | None = None) -> "ProbeTable":
+    """kNN and linear probe of frozen features beside the same encoder with random weights; `data.path=` names the set.
+
+    json: a file for the numbers.
+    """
+    from mimkit.verbs.look import probe as judge
+
+    return judge(model, overrides, None if json is None else Path(json))
+
+
+def plan(source: str | Path, overrides: Sequence[str] = ()) -> "Plan":
+    """What a recipe costs on this machine: parameters, operations, memory, images a second, time of the whole run."""
+    from mimkit.verbs.plan import plan as measure
+
+    return measure(source, overrides)
+
+
+def report(run: str | Path, out: str | Path | None = None) -> Path:
+    """Write the report of a run, report.html with report.png beside it; returns the HTML file."""
+    from mimkit.analysis.report import write_report
+
+    return write_report(Path(run), None if out is None else Path(out))
+
+
+def data_check(
+    path: str | Path,
+    json: str | Path | None = None,
+    jobs: int | None = None,
+    patch: int = 16,
+    progress: Callable[[int, int], None] | None = None,
+) -> "CheckReport":
+    """Look at every file of `path`: missing, broken, duplicate, odd-sized, wrongly named. json: a file for the rows."""
+    from mimkit.data.check import check_source
+    from mimkit.verbs.files import write_json
+
+    found = check_source(path, jobs=jobs, patch=patch, progress=progress)
+    if json is not None:
+        write_json(Path(json), found.to_json())
+    return found
+
+
+def data_stats(path: str | Path) -> "Stats":
+    """Mean and deviation of each channel, and how many channels and bits the images have."""
+    from mimkit.data.sources import open_source
+    from mimkit.data.stats import channel_stats
+
+    return channel_stats(open_source(path))
+
+
+def data_prepare(
+    path: str | Path,
+    out: str | Path,
+    short_side: int,
+    shards: int | None = None,
+    quality: int = 92,
+    jobs: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Any:
+    """Copy images with the shorter side reduced to `short_side` pixels, as files or as tar shards; restartable."""
+    from mimkit.data.prepare import prepare_copy
+    from mimkit.data.sources import open_source
+
+    return prepare_copy(
+        open_source(path), Path(out), short_side, shards=shards, quality=quality, jobs=jobs, progress=progress
+    )
+
+
+def data_show(
+    source: str | Path, overrides: Sequence[str] = (), out: str | Path = "contact-sheet.png", images: int = 32
+) -> Path:
+    """Draw a contact sheet of what the augmentation of a recipe (or the usual one, on images) feeds the model."""
+    from mimkit.verbs.look import contact_sheet
+
+    return contact_sheet(source, overrides, Path(out), images)
+
+
+@dataclass(frozen=True)
+class ModelRow:
+    """One encoder: its patch (h, w), parameters, multiply-adds of a 224-pixel image in 10^9, strides, paper."""
+
+    name: str
+    patch: tuple[int, ...]
+    params: int
+    gmacs: float
+    levels: list[tuple[int, ...]]
+    paper: str
+
+
+def models() -> list[ModelRow]:
+    """The encoders that mimkit has, counted without allocating them."""
+    import torch
+
+    from mimkit import encoders
+    from mimkit.analysis import cost
+    from mimkit.encoders.vit import VARIANTS
+
+    rows = []
+    for name in encoders.names():
+        with torch.device("meta"):
+            encoder = encoders.build(name)
+        gmacs = cost.encoder_flops(encoder, (224, 224)) / 2e9
+        strides = [level.stride for level in encoder.levels]
+        rows.append(
+            ModelRow(name, encoder.unit, cost.parameters(encoder), gmacs, strides, VARIANTS[name].paper)
+        )
+    return rows
+
+
+def demo(out: str | Path = "demo") -> "DemoResult":
+    """Pre-train, reconstruct and probe on photographs that come with scikit-image, in the folder `out`."""
+    from mimkit.verbs.demo import run
+
+    return run(Path(out))

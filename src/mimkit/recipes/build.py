@@ -1,0 +1,166 @@
+"""From a recipe to the objects it describes, and from an open recipe to a settled one.
+
+A recipe may leave things open: channels, mean and deviation of the data, loader workers, the micro-batch. `settle_data`
+and `settle_batch` fill them from the images and the machine; the settled recipe is what a run folder keeps, so that a
+resumed run needs no second guess.
+"""
+
+import logging
+import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+import numpy as np
+import torch
+
+from mimkit import encoders
+from mimkit.analysis import cost
+from mimkit.data.decode import read_header
+from mimkit.data.loader import PretrainData
+from mimkit.data.normalise import IMAGENET_MEAN, IMAGENET_STD
+from mimkit.data.sources import Source, open_source
+from mimkit.data.stats import channel_stats
+from mimkit.encoders import Encoder
+from mimkit.errors import UserError
+from mimkit.masks import Masker, build_masker
+from mimkit.methods.base import Method
+from mimkit.methods.mae import MAE
+from mimkit.recipes.schema import Recipe
+
+log = logging.getLogger(__name__)
+
+STATS_IMAGES = 2000  # images that channels, mean and deviation are measured on
+CPU_MICRO_BATCH = 64  # larger ones only cost memory there
+MEMORY_SHARE = 0.7  # of what is free; the rest is for the loader and the allocator's gaps
+
+
+def source(recipe: Recipe) -> Source:
+    """The images of `recipe`. Raises UserError when it names none."""
+    if recipe.data.path is None:
+        raise UserError(
+            "The recipe names no images; add data.path=FOLDER (or a glob, a list, a table, tar shards)."
+        )
+    return open_source(recipe.data.path)
+
+
+def encoder(recipe: Recipe) -> Encoder:
+    """The backbone of `recipe` with random weights; `recipe.data.channels` must be settled."""
+    part = recipe.encoder
+    options = {"channels": recipe.data.channels, "size": recipe.data.size}
+    if not part.name.startswith("timm:"):
+        options |= part.model_dump(exclude={"name", "init"})
+    return encoders.build(part.name, **options)
+
+
+def method(recipe: Recipe) -> Method:
+    """The pre-training model of `recipe`, its weights drawn from `train.seed`."""
+    torch.manual_seed(recipe.train.seed)
+    part = recipe.method
+    backbone = encoder(recipe)
+    return MAE(
+        backbone,
+        build_masker(part.mask.kind, part.mask.ratio, backbone.unit, part.decode),
+        size=recipe.data.size,
+        decoder_width=part.decoder.width,
+        decoder_depth=part.decoder.depth,
+        decoder_heads=part.decoder.heads,
+        norm_pix=part.norm_pix,
+        min_std=part.min_std,
+    )
+
+
+def pretrain_data(recipe: Recipe, images: Source, masker: Masker | None) -> PretrainData:
+    """What the loader needs to draw training samples, masked by `masker`."""
+    part = recipe.data
+    assert part.channels is not None, "settle_data comes first"
+    return PretrainData(
+        images,
+        size=part.size,
+        channels=part.channels,
+        masker=masker,
+        seed=recipe.train.seed,
+        scale=part.crop_scale,
+        ratio=part.crop_ratio,
+        flip=part.flip,
+        repeats=part.repeats,
+    )
+
+
+def settle_data(recipe: Recipe, images: Source) -> Recipe:
+    """Fill in what is open about the data: channels, mean, deviation, workers."""
+    part = recipe.data
+    filled: dict[str, object] = {}
+    if part.workers is None:
+        filled["workers"] = default_workers(torch.cuda.is_available())
+    if part.channels is None or part.mean is None or part.std is None:
+        filled |= _measured(recipe, images)
+    return recipe.model_copy(update={"data": part.model_copy(update=filled)})
+
+
+def _measured(recipe: Recipe, images: Source) -> dict[str, object]:
+    """Channels, mean and deviation from the recipe where it gives them, else from ImageNet or the images themselves."""
+    part = recipe.data
+    stats = channel_stats(images, channels=part.channels, limit=STATS_IMAGES)
+    ordinary = stats.channels == 3 and stats.bits == 8
+    mean = part.mean or (IMAGENET_MEAN if ordinary else stats.mean)
+    std = part.std or (IMAGENET_STD if ordinary else stats.std)
+    if not ordinary:
+        log.info(
+            "%d channel(s) of %d bits: normalised by the mean and deviation of these images",
+            stats.channels,
+            stats.bits,
+        )
+    return {"channels": stats.channels, "mean": tuple(mean), "std": tuple(std)}
+
+
+def stored_channels(data: bytes | np.ndarray, key: str) -> int:
+    """Channels of an encoded picture (from its header) or of an array (H, W, C)."""
+    return data.shape[2] if isinstance(data, np.ndarray) else read_header(data, key).channels
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that is free on the device: the GPU's, or the machine's."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+
+
+def default_workers(cuda: bool) -> int:
+    """Loader processes: all cores but one for a GPU (at most 12); one on a CPU that has to train as well."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(12, max(1, cores - 1)) if cuda else min(1, cores - 1)
+
+
+def settle_batch(
+    recipe: Recipe,
+    model: Method,
+    autocast: Callable[[], AbstractContextManager[object]],
+    free_bytes: int,
+    world: int,
+    cpu: bool,
+) -> Recipe:
+    """Fill in the micro-batch: the largest that divides the batch and fits into `free_bytes` on this device.
+
+    Gradients and the optimiser's two moments are counted; activations are measured (`cost.activation_bytes`).
+    """
+    if recipe.train.micro_batch is not None:
+        return recipe
+    share, rest = divmod(recipe.train.batch_size, world)
+    if rest:
+        raise UserError(
+            f"train.batch_size={recipe.train.batch_size} does not divide over {world} processes; "
+            f"use train.batch_size={max(1, share) * world}."
+        )
+    fixed = 4 * 3 * cost.parameters(model)
+    each = cost.activation_bytes(model, recipe.data.size, autocast)
+    fits = max(1, int((free_bytes * MEMORY_SHARE - fixed) // each))
+    if cpu:
+        fits = min(fits, CPU_MICRO_BATCH)
+    step = recipe.data.repeats
+    sizes = [m for m in range(step, min(share, max(fits, step)) + 1, step) if share % m == 0]
+    if not sizes:
+        raise UserError(
+            f"train.batch_size={recipe.train.batch_size} over {world} processes cannot be cut into micro-batches that "
+            f"{step} crops an image (data.repeats) divide; use train.batch_size={step * world}."
+        )
+    return recipe.model_copy(update={"train": recipe.train.model_copy(update={"micro_batch": max(sizes)})})

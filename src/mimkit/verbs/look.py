@@ -1,0 +1,96 @@
+"""The verbs that look at something: reconstructions of a model, probes of its features, what the augmentation feeds."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from mimkit import plots
+from mimkit.analysis.probe import ProbeTable
+from mimkit.analysis.probe import probe as probe_features
+from mimkit.data.loader import stack
+from mimkit.data.normalise import denormalise, normalise
+from mimkit.data.sources import open_source
+from mimkit.engine import devices
+from mimkit.errors import UserError
+from mimkit.recipes import build
+from mimkit.recipes.schema import Probe
+from mimkit.verbs import watch
+from mimkit.verbs.files import write_json
+from mimkit.verbs.models import open_model, with_decoder
+from mimkit.verbs.pretrain import find_recipe
+
+log = logging.getLogger(__name__)
+
+
+@torch.no_grad()
+def reconstruct(
+    model: str | Path, path: str | Path | None, out: Path, ratios: Sequence[float], images: int
+) -> Path:
+    """See `mimkit.api.reconstruct`."""
+    opened = open_model(model, () if path is None else (f"data.path={path}",))
+    method, recipe = with_decoder(opened), opened.recipe
+    device = devices.choose_device("auto")
+    method.to(device)
+    source = build.source(recipe)
+    batch = watch.fixed_batch(recipe, source, images, device)
+    names = [source.key(int(i)) for i in batch.ids]
+    shown = [
+        method.reconstruct(batch.images, method.draw_mask(batch.images, watch.MASK_SEED, ratio))
+        for ratio in ratios
+    ]
+    title = opened.label if opened.step is None else f"{opened.label}, step {opened.step}"
+    if len(shown) == 1:
+        return watch.draw(recipe, shown[0], names, title, out)
+    panels = [
+        watch.views(recipe, one, f"{ratio:.0%} hidden") for one, ratio in zip(shown, ratios, strict=True)
+    ]
+    return plots.save(plots.reconstruction_grid(watch.originals(recipe, batch), panels, names, title), out)
+
+
+def probe(model: str | Path, overrides: Sequence[str], out: Path | None) -> ProbeTable:
+    """See `mimkit.api.probe`."""
+    paths = [text for text in overrides if text.startswith("data.path=")]
+    if not paths:
+        raise UserError("A probe needs labelled images: add data.path=FOLDER with one sub-folder a class.")
+    opened = open_model(model, overrides)
+    recipe = opened.recipe
+    source = open_source(paths[-1].removeprefix("data.path="), labels=True)
+    device = devices.choose_device("auto")
+    part = recipe.log.probe or Probe(path=source.name)
+    settings = f"{part.folds} folds, at most {part.max_images} images"
+    log.info(
+        "Probing %s on %d images of %d classes (%s)", opened.label, len(source), len(source.classes), settings
+    )
+    torch.manual_seed(recipe.train.seed)
+    table = probe_features(
+        opened.encoder.to(device),
+        watch.labelled(recipe, source, part.size, part.max_images, device),
+        random=build.encoder(recipe).to(device),
+        folds=part.folds,
+        seed=recipe.train.seed,
+        device=device,
+        classes=source.classes,
+    )
+    if out is not None:
+        numbers = {"model": str(model), "data": source.name, **asdict(table), "best": asdict(table.best)}
+        write_json(out, numbers)
+    return table
+
+
+def contact_sheet(source: str | Path, overrides: Sequence[str], out: Path, images: int) -> Path:
+    """See `mimkit.api.data_show`."""
+    recipe = find_recipe(str(source), overrides, resume=False)
+    source_ = build.source(recipe)
+    recipe = build.settle_data(recipe, source_)
+    part = recipe.data
+    assert part.channels is not None and part.mean is not None and part.std is not None
+    data = build.pretrain_data(recipe, source_, None)
+    samples = [data.sample(0, i % len(source_)) for i in range(min(images, len(source_) * part.repeats))]
+    crops = stack([sample.images[0] for sample in samples])
+    shown = denormalise(normalise(crops, part.mean, part.std), part.mean, part.std)
+    title = f"{len(samples)} crops of {part.size[0]} x {part.size[1]} from {source_.name}"
+    names = [source_.key(sample.id) for sample in samples]
+    return plots.save(plots.contact_sheet(list(shown.permute(0, 2, 3, 1).numpy()), names, title), out)
