@@ -1,0 +1,94 @@
+"""Fits a file's tensors to a model of another resolution, patch or number of channels.
+
+Position tables are resampled from the file's grid to the model's (bicubic without antialias, MAE's rule). Patch
+kernels are resampled by the pseudo-inverse rule of FlexiViT (Beyer et al. 2023, section 3.4): the new kernel answers a
+resized patch as the old one answered the patch, exactly when the patch grows, in the least-squares sense when it
+shrinks. Kernels for another number of channels are summed (to one) or repeated in turn and scaled by old / new (to
+others): a grey image is then answered as its RGB form was, and a stack of any bands about as strongly.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mimkit.errors import DataError
+from mimkit.ops.positions import resize_table
+from mimkit.zoo.report import Change
+
+Grid = tuple[int, ...]  # (h, w)
+
+
+def fit_table(
+    name: str, table: Tensor, grid: Grid, prefix: int, file_grid: Grid | None
+) -> tuple[Tensor, list[Change]]:
+    """The position table (1, n, C) of a file for a model of `grid` with `prefix` rows in front, and what was done.
+
+    file_grid: None when the file does not say; published tables are square then. A class row that only the file has is
+    left out, one that only the model has is zero.
+    """
+    rows, width = table.shape[1:]
+    old, extra = _grid_of(name, rows, prefix, grid, file_grid)
+    patches = table[:, extra:]
+    front = table[:, :extra] if extra >= prefix else table.new_zeros(1, prefix, width)
+    whole = torch.cat([front[:, :prefix], patches], dim=1)
+    changes = [] if old == grid else [Change(name, _by(old), _by(grid), "bicubic")]
+    return resize_table(whole, old, grid, prefix), changes
+
+
+def _grid_of(name: str, rows: int, prefix: int, wanted: Grid, file_grid: Grid | None) -> tuple[Grid, int]:
+    """(the grid of a file's table, rows in front of its patches)."""
+    for extra in (prefix, 1 - prefix):
+        count = rows - extra
+        if file_grid is not None and math.prod(file_grid) == count:
+            return file_grid, extra
+        if file_grid is None and (side := _exact_root(count)):
+            return (side, side), extra
+        if file_grid is None and count == math.prod(wanted):
+            return wanted, extra
+    of = "a square grid" if file_grid is None else f"the file's grid {_by(file_grid)}"
+    raise DataError(f"{name} has {rows} rows in the file, which is not {of}; its grid cannot be told.")
+
+
+def _exact_root(count: int) -> int | None:
+    """The side of a square of `count` cells, None when it is no square."""
+    return next((side for side in range(1, count + 1) if side * side == count), None)
+
+
+def fit_kernel(name: str, kernel: Tensor, wanted: Sequence[int]) -> tuple[Tensor, list[Change]]:
+    """The patch kernel (C_out, C, h, w) of a file for the shape `wanted`, and what was done."""
+    changes = []
+    if kernel.shape[1] != wanted[1]:
+        rule = "summed" if wanted[1] == 1 else "repeated in turn and scaled"
+        changes.append(Change(name, f"{kernel.shape[1]} channels", f"{wanted[1]}", rule))
+        kernel = adapt_channels(kernel, wanted[1])
+    if tuple(kernel.shape[2:]) != tuple(wanted[2:]):
+        rule = "pseudo-inverse, FlexiViT section 3.4"
+        changes.append(Change(name, f"{_by(kernel.shape[2:])} pixels", _by(wanted[2:]), rule))
+        kernel = resize_kernel(kernel, (wanted[2], wanted[3]))
+    return kernel, changes
+
+
+def adapt_channels(kernel: Tensor, channels: int) -> Tensor:
+    """(C_out, C, h, w) -> (C_out, channels, h, w): summed to one channel, else repeated in turn and scaled."""
+    if channels == 1:
+        return kernel.sum(1, keepdim=True)
+    old = kernel.shape[1]
+    return kernel[:, torch.arange(channels) % old] * (old / channels)
+
+
+def resize_kernel(kernel: Tensor, patch: Grid) -> Tensor:
+    """(C_out, C, h, w) -> (C_out, C, *patch) by the pseudo-inverse of bicubic resizing with antialias."""
+    height, width = kernel.shape[2:]
+    unit = torch.eye(height * width, dtype=torch.float64).view(-1, 1, height, width)  # each pixel alone
+    resized = F.interpolate(unit, size=patch, mode="bicubic", antialias=True, align_corners=False)
+    # The patch x becomes R x; <R x, new> = <x, old> for every x wants R^T new = old. `resized` is R^T: (h w, h' w')
+    inverse = torch.linalg.pinv(resized.flatten(1))  # (h' w', h w)
+    new = kernel.double().flatten(2) @ inverse.T
+    return new.view(*kernel.shape[:2], *patch).to(kernel.dtype)
+
+
+def _by(grid: Sequence[int]) -> str:
+    return " x ".join(map(str, grid))

@@ -1,0 +1,54 @@
+"""Says in words what a file of weights looks like, so that a wrong one is named and not only refused."""
+
+import re
+from collections.abc import Iterable, Mapping
+
+from torch import Tensor
+
+from mimkit.encoders.vit import VARIANTS
+
+# First match wins: a name that occurs in the family's files and in no earlier one's
+SIGNS = (
+    (r"relative_position_bias_table|logit_scale.*cpb|cpb_mlp|layers\.\d+\.downsample", "a Swin transformer"),
+    (r"patch_embed1\.|blocks1\.\d", "ConvMAE / MCMAE"),
+    (r"rel_pos_h|simfp_|bottom_up\.", "a detector with a ViT inside"),
+    (r"reg_token|register_tokens|storage_tokens", "a ViT with register tokens (DINOv2 and later)"),
+    (
+        r"rel_pos_bias|gamma_1",
+        "a ViT of the BEiT or SimMIM kind, with relative positions or layer scale of its own",
+    ),
+    (r"dist_token", "a distilled DeiT"),
+    (r"lkb_origin|large_kernel", "RepLKNet"),
+    (r"dwconv|conv_dw", "a ConvNeXt or another convolutional network"),
+    (r"layer[1-4]\.\d+\.conv", "a ResNet"),
+    (r"visual\.|text_model|transformer\.resblocks", "CLIP"),
+    (r"lm_head|embed_tokens|\bwte\b", "a language model"),
+    (r"blocks\.\d+\.attn\.qkv|attention\.(attention\.query|q_proj)", "a ViT with parts that MAE's has not"),
+)
+
+
+def looks_like(names: Iterable[str]) -> str:
+    """What kind of network the names of a file's tensors point to, for a sentence."""
+    known = list(names)
+    for sign, what in SIGNS:
+        if any(re.search(sign, name) for name in known):
+            return what
+    return f"no architecture known here (its first tensors are {', '.join(known[:3])})"
+
+
+def size_of(tensors: Mapping[str, Tensor]) -> tuple[int, int] | None:
+    """(width, depth) of the ViT whose encoder these are, under our names; None when it is no whole one."""
+    depth = _depth(tensors)
+    kernel = tensors.get("encoder.patch_embed.proj.weight")
+    return None if kernel is None or not depth else (kernel.shape[0], depth)
+
+
+def _depth(tensors: Iterable[str]) -> int:
+    numbers = [re.match(r"encoder\.blocks\.(\d+)\.", name) for name in tensors]
+    return 1 + max((int(found[1]) for found in numbers if found), default=-1)
+
+
+def variant(width: int, depth: int) -> str:
+    """'1024 wide, 24 deep, as vit_large'."""
+    named = next((name for name, row in VARIANTS.items() if (row.width, row.depth) == (width, depth)), None)
+    return f"{width} wide and {depth} deep" + (f", as {named}" if named else "")

@@ -1,0 +1,206 @@
+"""Puts published or own weights into an encoder or a pre-training method, strictly, and reports in words.
+
+The order: recognise the format by its names, bring the tensors under our names (`zoo.rules`), compare with what the
+model has, fit what may be fitted (`zoo.adapt`), and only when everything left over or missing has a reason copy
+anything. A model is therefore either wholly initialised or untouched.
+"""
+
+import logging
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mimkit.encoders.base import Encoder
+from mimkit.errors import DataError
+from mimkit.zoo import recognise
+from mimkit.zoo.adapt import fit_kernel, fit_table
+from mimkit.zoo.likeness import looks_like, size_of, variant
+from mimkit.zoo.mae import OWN, POOL_NORM
+from mimkit.zoo.report import Change, LoadReport
+from mimkit.zoo.rules import Family, Reading, Rule, read
+from mimkit.zoo.source import Weights, open_source
+
+log = logging.getLogger(__name__)
+
+FOREIGN_ENCODER = Family("timm's own names", (Rule(("{rest}",), "encoder.model.{rest}"),))
+Tensors = dict[str, Tensor]
+Reasons = dict[str, tuple[str, ...]]  # reason -> names
+
+OTHER_DECODER = "the file's decoder is of another size"
+
+
+def initialise(target: nn.Module, source: str) -> LoadReport:
+    """Start `target`, an encoder or a method, from `source`: a run folder, a file, `timm:NAME` or `hf:FOLDER`.
+
+    The encoder is loaded, and the decoder where file and target have one of the same size; position tables, patch
+    kernels and channels are fitted. Raises UserError where there is no such source, DataError where the file cannot be
+    read, is of another architecture or leaves anything unexplained; `target` is untouched then.
+    """
+    report = load(target, open_source(source))
+    log.info("%s", report)
+    return report
+
+
+def load(target: nn.Module, weights: Weights) -> LoadReport:
+    """`initialise` with weights that are at hand."""
+    own = _own_tensors(target)
+    family, reading = _read(weights, own)
+    _check_size(weights, reading.tensors, own)
+    take, aside = _choose(reading, own)
+    fresh = _explain(target, [name for name in own if name not in take], reading, aside)
+    _check_complete(weights, [name for name in take if name not in own], fresh.pop("", ()))
+    fitted, changes = _fit(target, weights, take, own)
+    with torch.no_grad():
+        for name, tensor in fitted.items():
+            own[name].copy_(tensor)
+    norm_pix = weights.norm_pix if _decoder(reading.tensors) else None
+    notes = tuple(_notes(target, weights))
+    return LoadReport(
+        weights.label, family.name, tuple(fitted), tuple(changes), aside, fresh, norm_pix, notes
+    )
+
+
+def _own_tensors(target: nn.Module) -> Tensors:
+    """Parameters and buffers by the names that a method gives them."""
+    prefix = "encoder." if isinstance(target, Encoder) else ""
+    return {prefix + name: tensor for name, tensor in target.state_dict().items()}
+
+
+def _encoder(target: nn.Module) -> Encoder:
+    encoder = target if isinstance(target, Encoder) else target.get_submodule("encoder")
+    assert isinstance(encoder, Encoder)
+    return encoder
+
+
+def _decoder(names: Iterable[str]) -> list[str]:
+    return [name for name in names if name.startswith("decoder.")]
+
+
+def _read(weights: Weights, own: Tensors) -> tuple[Family, Reading]:
+    """The format and the tensors under our names. Raises DataError for names that no rule explains."""
+    family, _ = recognise(weights.tensors)
+    if family is not OWN and any(name.startswith("encoder.model.") for name in own):
+        family = FOREIGN_ENCODER
+    reading = read(family, weights.tensors)
+    if reading.unexplained:
+        first = ", ".join(reading.unexplained[:3])
+        raise DataError(
+            f"{weights.label} looks like {looks_like(weights.tensors)}; {len(reading.unexplained)} of its "
+            f"{len(weights.tensors)} tensors have no place in this model (such as {first}). "
+            "Start from weights of the same architecture."
+        )
+    return family, reading
+
+
+def _check_size(weights: Weights, theirs: Tensors, own: Tensors) -> None:
+    """Raise DataError when the file's encoder has another width or depth."""
+    found, wanted = size_of(theirs), size_of(own)
+    if found and wanted and found != wanted:
+        raise DataError(
+            f"{weights.label} holds an encoder {variant(*found)}; this one is {variant(*wanted)}. "
+            "Set encoder.name to what the file holds, or choose another file."
+        )
+
+
+def _choose(reading: Reading, own: Tensors) -> tuple[Tensors, Reasons]:
+    """What of the file is wanted, and what is set aside: reason -> names."""
+    take = dict(reading.tensors)
+    aside = {what: tuple(names) for what, names in reading.aside.items()}
+
+    def drop(why: str, names: list[str]) -> None:
+        if names:
+            aside[why] = tuple(names)
+        for name in names:
+            del take[name]
+
+    if not _decoder(own):
+        drop("a decoder, which an encoder alone does not have", _decoder(take))
+    elif not _same_decoder(take, own):
+        drop(OTHER_DECODER, _decoder(take))
+    if "encoder.cls_token" not in own:
+        drop("a class token, which this encoder does not have", [n for n in take if n == "encoder.cls_token"])
+    return take, aside
+
+
+def _same_decoder(theirs: Tensors, own: Tensors) -> bool:
+    """Whether the decoders agree in every shape but that of the position table, which can be fitted."""
+    forms = [
+        {name: tensors[name].shape for name in _decoder(tensors) if not name.endswith("pos_embed")}
+        for tensors in (theirs, own)
+    ]
+    return forms[0] == forms[1]
+
+
+def _explain(target: nn.Module, missing: list[str], reading: Reading, aside: Reasons) -> Reasons:
+    """Why parameters of the model keep their start: reason -> names; those without a reason under ""."""
+    prefix = "encoder." if isinstance(target, Encoder) else ""
+    computed = {prefix + name for name, p in target.named_parameters() if not p.requires_grad}
+    reasons: dict[str, list[str]] = {}
+    for name in missing:
+        if name.endswith("pos_embed") and name in computed:
+            why = "fixed sine-cosine positions, which are computed"
+        else:
+            why = _reason(name, bool(_decoder(reading.tensors)), aside)
+        reasons.setdefault(why, []).append(name)
+    return {why: tuple(names) for why, names in reasons.items()}
+
+
+def _reason(name: str, decoder_in_file: bool, aside: Reasons) -> str:
+    if name.startswith("decoder."):
+        if OTHER_DECODER in aside:
+            return OTHER_DECODER
+        return "" if decoder_in_file else "the file holds no decoder"
+    if name.startswith("encoder.norm.") and POOL_NORM in aside:
+        return "the file's classifier has its last norm behind the pooling instead"
+    return "the file has no class token" if name == "encoder.cls_token" else ""
+
+
+def _check_complete(weights: Weights, left: list[str], missing: tuple[str, ...]) -> None:
+    """Raise DataError when tensors of the file have no place or parameters of the model no tensor, without a reason."""
+    faults = []
+    if left:
+        faults.append(f"{len(left)} of its tensors have no place in the model ({', '.join(left[:3])})")
+    if missing:
+        faults.append(f"{len(missing)} of the model are not in it ({', '.join(missing[:3])})")
+    if faults:
+        scale = any(".ls" in name for name in [*left, *missing])
+        advice = (
+            "set encoder.layer_scale as the file has it" if scale else "use a file of the same architecture"
+        )
+        raise DataError(f"{weights.label} does not fit: {' and '.join(faults)}; {advice}.")
+
+
+def _fit(target: nn.Module, weights: Weights, take: Tensors, own: Tensors) -> tuple[Tensors, list[Change]]:
+    """Every tensor in the shape of the model's, and what had to be changed. Raises DataError for other shapes."""
+    fitted: Tensors = {}
+    changes: list[Change] = []
+    for name, tensor in take.items():
+        wanted = own[name].shape
+        done: list[Change] = []
+        if name.endswith(".pos_embed") and tensor.shape[-1] == wanted[-1]:
+            grid, prefix = _table_of(target, name)
+            tensor, done = fit_table(name, tensor, grid, prefix, weights.grid)
+        elif name.endswith("patch_embed.proj.weight") and tensor.shape[0] == wanted[0]:
+            tensor, done = fit_kernel(name, tensor, wanted)
+        if tensor.shape != wanted:
+            raise DataError(
+                f"{weights.label}: {name} has the shape {tuple(tensor.shape)}, the model's is {tuple(wanted)}; "
+                "use a file of the same architecture."
+            )
+        fitted[name] = tensor
+        changes += done
+    return fitted, changes
+
+
+def _table_of(target: nn.Module, name: str) -> tuple[tuple[int, ...], int]:
+    """(grid, rows in front of it) of the position table `name` of the model."""
+    owner: Any = _encoder(target) if name.startswith("encoder.") else target.get_submodule("decoder")
+    return tuple(owner.grid), getattr(owner, "prefix_tokens", 1)  # a decoder's table always has a class row
+
+
+def _notes(target: nn.Module, weights: Weights) -> Iterable[str]:
+    eps = getattr(getattr(_encoder(target), "norm", None), "eps", None)
+    if weights.eps is not None and eps is not None and weights.eps != eps:
+        yield f"note: its layer norms add {weights.eps:g} to the variance, this model's {eps:g}"
