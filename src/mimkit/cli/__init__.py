@@ -11,6 +11,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from io import TextIOWrapper
 
 from mimkit.errors import MimkitError
 
@@ -27,6 +28,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
     _log_to_terminal()
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be valid text
     try:
         code = _call(words)
         sys.stdout.flush()
@@ -58,6 +61,8 @@ def _call(words: list[str]) -> int:
         code = command()(words or ["--help"], prog_name="mimkit", standalone_mode=False)
     except typer.Abort as abort:  # what typer makes of an interrupt or of the end of the input
         raise (abort.__cause__ or KeyboardInterrupt()) from None
+    except SystemExit as leave:  # what typer makes of a reader that has left
+        raise (leave if leave.__context__ is None else leave.__context__) from None
     except Exception as error:
         # Newer typers bring their own copy of click, so the class of a wrong usage is known by what it can do.
         if not hasattr(error, "format_message"):

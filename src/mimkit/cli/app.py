@@ -45,7 +45,7 @@ def _options(
     ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks; it may stand anywhere.")] = False,
 ) -> None:
-    pass
+    """What stands before the verb: both options have done their work when this is called."""
 
 
 def _version(asked: bool) -> None:

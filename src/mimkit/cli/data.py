@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from mimkit.cli.text import Overrides, progress
+from mimkit.cli.text import Overrides, progress, table
 
 Images = Annotated[
     str, typer.Argument(metavar="PATH", help="Folder, glob, list, table, tar shards or array stack.")
@@ -13,6 +13,9 @@ Images = Annotated[
 Jobs = Annotated[
     int | None, typer.Option("--jobs", min=1, help="Processes at work; as many as there are cores.")
 ]
+
+SEVERITIES = ("error", "warning", "note")
+SHOWN = 40  # rows that the terminal gets
 
 
 def group() -> typer.Typer:
@@ -53,7 +56,18 @@ def check(
     """
     from mimkit import api
 
-    typer.echo(api.data_check(path, json, jobs, patch).summary())
+    with progress("checking") as report:
+        found = api.data_check(path, json, jobs, patch, progress=report)
+    worst_first = sorted(found.rows, key=lambda row: SEVERITIES.index(row.severity))
+    rows = [(row.file, row.kind.replace("_", " "), row.severity, row.detail) for row in worst_first]
+    if rows:
+        typer.echo(table(("file", "problem", "severity", "detail"), rows[:SHOWN]))
+        if len(rows) > SHOWN:
+            typer.echo(f"... and {len(rows) - SHOWN} more; --json FILE writes all of them.")
+        typer.echo()
+    typer.echo(found.summary())
+    if json is not None:
+        typer.echo(f"Wrote {json}")
 
 
 def stats(path: Images) -> None:
@@ -65,7 +79,10 @@ def stats(path: Images) -> None:
     from mimkit import api
 
     result = api.data_stats(path)
-    typer.echo(f"{result.images} images, {result.channels} channels, {result.bits} bits")
+    unreadable = f", {result.unreadable} unreadable" if result.unreadable else ""
+    typer.echo(
+        f"{result.images} images measured{unreadable}; {result.channels} channels of {result.bits} bits"
+    )
     typer.echo(f"data.mean=[{', '.join(f'{value:.4f}' for value in result.mean)}]")
     typer.echo(f"data.std=[{', '.join(f'{value:.4f}' for value in result.std)}]")
 
@@ -96,7 +113,12 @@ def prepare(
         result = api.data_prepare(
             path, out, short_side, shards=shards, quality=quality, jobs=jobs, progress=report
         )
-    typer.echo(str(result))
+    kept = f", {result.kept} kept from before" if result.kept else ""
+    typer.echo(f"{result.out}: {result.written} images written{kept}, {len(result.skipped)} skipped.")
+    for skip in result.skipped[:SHOWN]:
+        typer.echo(f"  {skip.name}: {skip.reason}")
+    if len(result.skipped) > SHOWN:
+        typer.echo(f"  ... and {len(result.skipped) - SHOWN} more")
 
 
 def show(

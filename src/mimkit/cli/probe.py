@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from mimkit.cli.text import Overrides, table
+from mimkit.cli.text import Overrides
 
 
 def run(
@@ -29,10 +29,5 @@ def run(
     """
     from mimkit import api
 
-    result = api.probe(model, overrides or [], json)
-    rows = [
-        (row.layer, row.pooling, f"{row.knn:.1%}", f"{row.linear:.1%}", f"{row.spread:.1%}")
-        for row in result.rows
-    ]
-    typer.echo(table(("layer", "pooling", "kNN", "linear", "spread"), rows, right=(0, 2, 3, 4)))
-    typer.echo(f"Best: {result.best}")
+    for line in api.probe(model, overrides or [], json).lines():
+        typer.echo(line)

@@ -42,8 +42,8 @@ def numbers(text: str, option: str) -> list[float]:
 
 
 @contextmanager
-def progress(what: str) -> Iterator[Callable[[int, int | None], None]]:
-    """A bar on the terminal while something counts up: the caller reports (done, total or None).
+def progress(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on the terminal while something counts up: the caller reports (done, total).
 
     Nothing is drawn where standard error is no terminal.
     """

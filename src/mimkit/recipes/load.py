@@ -92,6 +92,8 @@ def _find(source: str | Path, beside: Path | None = None) -> Path:
         )
     if path.is_file():
         return path
+    if faults.find(text.partition("=")[0]) is not None and "=" in text:
+        raise UserError(f"{text!r} is an override; name a recipe before it ({', '.join(names())}).")
     if path.suffix in (".yaml", ".yml"):
         raise UserError(
             f"The recipe file {text} does not exist; `mimkit recipes list` names the packaged recipes."
@@ -160,6 +162,8 @@ def _add_override(override: str, layers: _Layers) -> None:
     if info is None:
         layers.fault(*faults.unknown(key))
         return
+    for said in [k for k in layers.origin if k == key or k.startswith(f"{key}.")]:
+        del layers.origin[said]
     value, found = read_value(text.strip(), info.annotation, key)
     nested = value
     for name in reversed(key.split(".")):
@@ -167,8 +171,6 @@ def _add_override(override: str, layers: _Layers) -> None:
     found += _screen(nested)
     for fault in found:
         layers.fault(*fault)
-    for said in [k for k in layers.origin if k == key or k.startswith(f"{key}.")]:
-        del layers.origin[said]
     if not found:
         _merge(layers.values, nested)
 

@@ -283,4 +283,5 @@ def _channels(data: Data) -> Clashes:
         yield tuple(given), f"{next(iter(given))}: the numbers of channels differ ({words}); make them equal."
     if (data.mean is None) != (data.std is None):
         missing, there = ("mean", "std") if data.mean is None else ("std", "mean")
-        yield ("data.mean", "data.std"), f"data.{missing}: missing beside data.{there}; give both or neither."
+        keys = (f"data.{missing}", f"data.{there}")
+        yield keys, f"data.{missing}: missing beside data.{there}; give both or neither."

@@ -56,14 +56,11 @@ _Dumper.add_representer(
 
 
 def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
-    """A string: as a block when it has several clean lines, else as PyYAML would."""
+    """A string: a block where it has several clean lines, escaped where it holds controls, else as PyYAML would."""
     lines = text.split("\n")
-    block = (
-        len(lines) > 1
-        and all(line == line.strip() and line.isprintable() for line in lines)
-        and lines[0] != ""
-    )
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if block else None)
+    block = len(lines) > 1 and lines[0] != "" and all(x == x.strip() and x.isprintable() for x in lines)
+    style = "|" if block else None if text.isprintable() else '"'
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
 
 _Dumper.add_representer(str, _represent_text)

@@ -1,0 +1,181 @@
+"""The way in and out of the command line: help that is quick, one sentence and an exit code for every mistake."""
+
+import logging
+import os
+import subprocess
+import sys
+import types
+from typing import Any
+
+import pytest
+
+import mimkit
+from mimkit import cli
+from mimkit.errors import DataError, Interrupted, UserError
+from mimkit.version import __version__
+
+VERBS = ["demo", "pretrain", "reconstruct", "probe", "plan", "report", "models"]
+WORDS = [["data"], *[["data", w] for w in ("check", "stats", "prepare", "show")]]
+WORDS += [["recipes"], ["recipes", "list"], ["recipes", "show"]]
+
+
+def raising(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    """Let `mimkit report` end in `error`."""
+
+    def report(*_: object) -> None:
+        raise error
+
+    api: Any = types.ModuleType("mimkit.api")
+    api.report = report
+    monkeypatch.setitem(sys.modules, "mimkit.api", api)
+    monkeypatch.setattr(mimkit, "api", api, raising=False)
+
+
+def python(*words: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run([sys.executable, *words], capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--help"],
+        ["pretrain", "--help"],
+        ["pretrian"],
+        ["plan"],
+        ["recipes"],
+        ["recipes", "show", "mae_bsae"],
+    ],
+)
+def test_help_and_mistakes_import_neither_torch_nor_rich(words: list[str]) -> None:
+    code = (
+        f"import sys; from mimkit.cli import main; main({words!r}); "
+        "print(sorted({'torch', 'rich', 'numpy', 'torchvision'} & set(sys.modules)), file=sys.stderr)"
+    )
+    assert python("-c", code).stderr.splitlines()[-1] == "[]"
+
+
+def test_the_package_runs_as_a_module() -> None:
+    assert python("-m", "mimkit", "--version").stdout == f"mimkit {__version__}\n"
+    wrong = python("-m", "mimkit", "pretrian")
+    assert wrong.returncode == 2
+    assert wrong.stderr.splitlines()[0] == "mimkit: No such command 'pretrian'. Did you mean 'pretrain'?"
+    assert "Traceback" not in wrong.stderr
+
+
+@pytest.mark.parametrize("words", [*[[verb] for verb in VERBS], *WORDS], ids=" ".join)
+def test_the_help_of_every_verb_shows_an_example(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main([*words, "--help"]) == 0
+    assert f"  mimkit {' '.join(words)}" in capsys.readouterr().out.split("Options:")[0].partition("\n")[2]
+
+
+def test_no_words_at_all_show_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([]) == 0
+    out = capsys.readouterr().out
+    assert all(f"\n  {verb}" in out for verb in (*VERBS, "data", "recipes"))
+    assert "..." not in out.partition("Commands:")[2]  # no sentence is cut off
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["pretrain"], "mimkit: Missing argument 'SOURCE'."),
+        (["data", "prepare", "a", "b"], "mimkit: Missing option '--short-side'."),
+        (["data", "prepare", "a", "b", "--short-side", "x"], "mimkit: Invalid value for '--short-side'"),
+        (["pretrain", "a", "--resum"], "mimkit: No such option: --resum"),
+        (["data"], "mimkit: Missing command."),
+        (["data", "chekc", "x"], "mimkit: No such command 'chekc'. Did you mean 'check'?"),
+    ],
+)
+def test_a_wrong_usage_is_one_sentence_and_where_to_read_on(
+    words: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(words) == 2
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.startswith(sentence)
+    assert second.startswith("See `mimkit ") and second.endswith(" --help`.")
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "sentence"),
+    [
+        (UserError("There is no x."), 2, "There is no x."),
+        (DataError("It is torn."), 3, "It is torn."),
+        (Interrupted("Stopped at step 7; saved."), 130, "Stopped at step 7; saved."),
+        (KeyboardInterrupt(), 130, "interrupted."),
+        (OSError(28, "No space left on device", "runs/a/x"), 2, "runs/a/x: No space left on device."),
+        (PermissionError(13, "Permission denied", "out.png"), 2, "out.png: Permission denied."),
+    ],
+)
+@pytest.mark.parametrize("debug", [False, True])
+def test_what_a_person_can_mend_is_one_sentence_with_its_exit_code(
+    error: BaseException,
+    code: int,
+    sentence: str,
+    debug: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    raising(monkeypatch, error)
+    assert cli.main(["report", "x", *(["--debug"] if debug else [])]) == code
+    err = capsys.readouterr().err
+    assert err.splitlines()[-1] == f"mimkit: {sentence}"
+    assert ("Traceback" in err) == debug
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("odd"), EOFError("early"), OSError(5, "Input/output error"), KeyError("k")]
+)
+def test_an_error_that_nobody_foresaw_keeps_its_traceback(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    raising(monkeypatch, error)
+    assert cli.main(["report", "x"]) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert any(line.startswith("Traceback") for line in lines)
+    assert any(line.startswith(type(error).__name__) for line in lines)
+    assert lines[-1].startswith("mimkit: this is a fault in mimkit")
+
+
+def test_debug_may_stand_before_the_verb_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    raising(monkeypatch, UserError("There is no x."))
+    assert cli.main(["--debug", "report", "x"]) == 2
+    assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="pipes of POSIX")
+def test_a_reader_that_leaves_early_is_met_with_silence() -> None:
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "w") as broken:
+        words = [sys.executable, "-m", "mimkit", "recipes", "show", "mae_base"]
+        done = subprocess.run(words, stdout=broken, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert done.stderr == ""
+    assert done.returncode == 141
+
+
+def test_the_librarys_log_goes_to_the_terminal_plainly_and_once(capsys: pytest.CaptureFixture[str]) -> None:
+    cli.main(["--version"])
+    cli.main(["--version"])
+    log = logging.getLogger("mimkit.somewhere")
+    log.info("lr 6.0e-4 = 1.5e-4 x %d / 256", 1024)
+    log.warning("the loader starves the model")
+    log.debug("unseen")
+    assert (
+        capsys.readouterr().err == "lr 6.0e-4 = 1.5e-4 x 1024 / 256\nwarning: the loader starves the model\n"
+    )
+
+
+def test_of_several_processes_only_the_first_tells_its_story() -> None:
+    code = (
+        "import logging; from mimkit.cli import main; main(['--version']); "
+        "log = logging.getLogger('mimkit.x'); log.info('told'); log.warning('heard')"
+    )
+    for rank, said in (("0", "told\nwarning: heard\n"), ("1", "warning: heard\n")):
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "RANK": rank}
+        )
+        assert done.stderr == said
