@@ -118,7 +118,9 @@ def draw_loss(axes: "Axes", loss: Series, trivial: Mapping[str, float], fixed: S
     }
     bottom, top = min([bottom, *near.values()]), max([top, *near.values()])
     margin = 0.06 * (top - bottom) or 0.05 * abs(top) or 0.1
-    room = 0.13 * (len(near) + (len(near) < len(trivial))) * (top - bottom)  # for the legend
+    # two entries of the legend in a row need about a sixth of a small chart
+    rows = -(-(len(near) + (len(near) < len(trivial))) // 2)
+    room = (0.0, 0.25, 0.5, 0.8)[min(rows, 3)] * (top - bottom)
     axes.set_ylim(bottom - margin, top + margin + room)
     for (name, value), colour, dash in zip(
         near.items(), (VERMILLION, GREEN, PURPLE, ORANGE), DASHES, strict=False
@@ -128,11 +130,13 @@ def draw_loss(axes: "Axes", loss: Series, trivial: Mapping[str, float], fixed: S
     if far:
         axes.plot([], [], " ", label="beyond this chart: " + ", ".join(far))
     if trivial:
-        legend(axes, "upper right")
+        legend(axes, "upper right", 2)
 
 
-def draw_lines(axes: "Axes", lines: Mapping[str, Series], ylabel: str, percent: bool = False) -> None:
-    """Named series over steps (an empty name: no legend), thinned; few points get markers."""
+def draw_lines(
+    axes: "Axes", lines: Mapping[str, Series], ylabel: str, percent: bool = False, zero: bool = False
+) -> None:
+    """Named series over steps (an empty name: no legend), thinned; few points get markers. zero: start there."""
     tidy(axes, "step", ylabel)
     for index, (name, series) in enumerate(lines.items()):
         steps, values = finite(series)
@@ -144,12 +148,19 @@ def draw_lines(axes: "Axes", lines: Mapping[str, Series], ylabel: str, percent: 
         axes.plot(centre, mean, color=colour, linewidth=1.5, marker=marker, markersize=4, label=name)
     factor = 100 if percent else 1
     axes.yaxis.set_major_formatter(lambda value, _: f"{factor * value:.6g}")
+    if zero:
+        axes.set_ylim(0, 1.1 * max(axes.get_ylim()[1], 0.01))
     if any(lines):
         legend(axes, "best")
 
 
-def draw_probe_layers(axes: "Axes", curves: Sequence[ProbeCurve], chance: float | None) -> None:
-    """See `probe_layers`. A pair of trained and random curves of one label shares colour and marker."""
+def draw_probe_layers(
+    axes: "Axes", curves: Sequence[ProbeCurve], chance: float | None = None, beside: bool = True
+) -> None:
+    """See `probe_layers`. A pair of trained and random curves of one label shares colour and marker.
+
+    beside: the legend stands to the right of the axes, else in them.
+    """
     tidy(axes, "layer", "accuracy (%)")
     labels = list(dict.fromkeys(curve.label for curve in curves))
     for curve in curves:
@@ -173,15 +184,11 @@ def draw_probe_layers(axes: "Axes", curves: Sequence[ProbeCurve], chance: float 
     axes.set_xticks(sorted({layer for curve in curves for layer in curve.layers}))
     axes.grid(False, axis="x")
     _chance(axes, chance)
-    if curves:
-        axes.legend(
-            frameon=False,
-            fontsize=8,
-            labelcolor=INK,
-            loc="center left",
-            bbox_to_anchor=(1.06, 0.5),
-            handlelength=2.6,
-        )
+    if beside:
+        beyond: dict[str, Any] = {"loc": "center left", "bbox_to_anchor": (1.06, 0.5)}
+        axes.legend(frameon=False, fontsize=8, labelcolor=INK, handlelength=2.6, **beyond)
+    else:
+        legend(axes, "best")
 
 
 def thin(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

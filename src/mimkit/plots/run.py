@@ -104,7 +104,7 @@ def run_report(
 def _grid(part: "FigureBase", panels: Sequence[Panel]) -> None:
     rows = -(-len(panels) // 2)
     cells = part.add_gridspec(
-        rows, 2, left=0.07, right=0.97, top=1 - 0.12 / rows, bottom=0.2 / rows, wspace=0.2, hspace=0.55
+        rows, 2, left=0.07, right=0.97, top=1 - 0.12 / rows, bottom=0.2 / rows, wspace=0.2, hspace=0.5
     )
     for index, panel in enumerate(panels):
         axes = part.add_subplot(cells[index // 2, index % 2])
@@ -139,21 +139,25 @@ def _parts(columns: Columns) -> Panel | None:
 
 
 def _single(
-    name: str, title: str, label: str, note: str, percent: bool = False
+    name: str, title: str, label: str, note: str, percent: bool = False, zero: bool = False
 ) -> Callable[[Columns], Panel | None]:
     def make(columns: Columns) -> Panel | None:
         if name not in columns:
             return None
         key = name.replace("/", "-")
-        return Panel(key, title, note, lambda axes: draw_lines(axes, {"": columns[name]}, label, percent))
+        return Panel(
+            key, title, note, lambda axes: draw_lines(axes, {"": columns[name]}, label, percent, zero)
+        )
 
     return make
 
 
 _rate = _single("lr", "Learning rate", "learning rate", "Of parameters without a layer factor.")
 _gradient = _single("grad_norm", "Gradient norm", "L2 norm", "Before clipping.")
-_speed = _single("images_per_second", "Throughput", "images / s", "All processes together.")
-_share = _single("data_share", "Waiting for data", "share of the step (%)", "0 is best.", percent=True)
+_speed = _single("images_per_second", "Throughput", "images / s", "All processes together.", zero=True)
+_share = _single(
+    "data_share", "Waiting for data", "share of the step (%)", "0 is best.", percent=True, zero=True
+)
 _rank = _single(
     "quality/effective_rank",
     "Effective rank",
@@ -183,7 +187,7 @@ def _probe_layers(columns: Columns) -> Panel | None:
     if not any(len(curve.layers) > 1 for curve in curves):
         return None
     note = "The last probe, layer by layer; band: deviation over the folds; hollow: random weights."
-    return Panel("layers", "Probe by layer", note, lambda axes: draw_probe_layers(axes, curves, None))
+    return Panel("layers", "Probe by layer", note, lambda axes: draw_probe_layers(axes, curves, beside=False))
 
 
 def probe_curves(values: Mapping[str, float]) -> list[ProbeCurve]:
