@@ -210,8 +210,7 @@ def test_an_image_smaller_than_the_crop_is_scaled_up_and_counted(photos, caplog)
     data = data_of(photos)
     tally = Tally()
     with caplog.at_level(logging.WARNING):
-        for batch in train_batches(data, 37, 37, 0, 2):
-            tally.add(batch)
+        list(train_batches(data, 37, 37, 0, 2, tally=tally))
     sizes = [Image.open(file).size for file in sorted(photos.rglob("*.*"))]
     assert len(tally.small) == sum(min(size) < 32 for size in sizes) > 0
     assert "smaller than the crop" in caplog.text and len(caplog.records) <= 2
@@ -257,6 +256,13 @@ def test_the_tally_stops_a_run_over_the_share_and_only_after_enough_images():
     patient = Tally(0.2)
     patient.add(batch_with(9, 91))
     assert (patient.bad, patient.drawn) == (9, 100)
+
+
+def test_a_run_over_a_set_with_too_many_damaged_images_stops(photos, tmp_path):
+    for i in range(4):
+        (tmp_path / f"{i}.png").write_bytes(next(photos.rglob("*.png")).read_bytes() if i else b"bad")
+    with pytest.raises(DataError, match=r"more than the 10% that data.bad_share allows"):
+        list(train_batches(data_of(tmp_path), 4, 4, 0, 50, tally=Tally(0.1)))
 
 
 def test_the_tally_gives_each_bad_image_once():

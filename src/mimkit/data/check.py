@@ -60,7 +60,7 @@ class Row:
     detail: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Finding:
     """What one image turned out to be. reason: why it cannot be read; None when it can."""
 

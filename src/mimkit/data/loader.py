@@ -11,7 +11,8 @@ with 4 repeats it has 4 times as many steps, 4 "effective epochs" in the words o
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -172,6 +173,47 @@ def stack(images: Sequence[Tensor]) -> Tensor:
     return torch.stack([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2)
 
 
+@dataclass
+class Tally:
+    """Counts what a run reads and stops it when too much of it is damaged.
+
+    share: the largest share of unreadable images (`data.bad_share`); it is judged once `at_least` images were drawn.
+    """
+
+    share: float = 0.1
+    at_least: int = 50
+    drawn: int = 0
+    bad: int = 0
+    unreadable: dict[int, Skip] = field(default_factory=dict)
+    small: set[int] = field(default_factory=set)
+
+    def add(self, batch: Batch) -> tuple[Skip, ...]:
+        """Counts `batch` and gives those of its skipped images that were not known before: each is listed once.
+
+        Raises DataError over the share. Logs a warning at the 1st, 10th, 100th ... image smaller than the crop.
+        """
+        read = len(batch.ids) if batch.views is None else int((batch.views == 0).sum())
+        self.drawn += read + len(batch.skipped)
+        self.bad += len(batch.skipped)
+        new = {skip.id: skip for skip in batch.skipped if skip.id not in self.unreadable}
+        self.unreadable |= new
+        self._count_small(batch)
+        if self.drawn >= self.at_least and self.bad > self.share * self.drawn:
+            last = batch.skipped[-1] if batch.skipped else list(self.unreadable.values())[-1]
+            raise DataError(
+                f"{self.bad} of {self.drawn} images ({self.bad / self.drawn:.0%}) could not be read, more than the "
+                f"{self.share:.0%} that data.bad_share allows; the last one was {last.name!r}: {last.reason}. "
+                "`mimkit data check` lists them all."
+            )
+        return tuple(new.values())
+
+    def _count_small(self, batch: Batch) -> None:
+        before = len(self.small)
+        self.small.update(getattr(batch, "small", ()))
+        if len(str(len(self.small))) > len(str(before)) or before == 0 < len(self.small):
+            log.warning("%d image(s) so far are smaller than the crop and are scaled up", len(self.small))
+
+
 def train_batches(
     data: PretrainData,
     batch_size: int,
@@ -182,17 +224,28 @@ def train_batches(
     rank: int = 0,
     world: int = 1,
     pin: bool = False,
-) -> Iterator[PretrainBatch]:
+    tally: Tally | None = None,
+) -> Generator[PretrainBatch, None, None]:
     """The micro-batches of process `rank` of `world` for the optimiser steps start_step .. steps - 1, in order.
 
     `batch_size / (micro_batch * world)` of them make a step. Micro-batch j of process r holds the crops [(j * world +
     r) * micro_batch, ... + micro_batch] of the step's batch, so what one process sees in a step is what two see
-    together. workers: processes that read; 0 reads in this one. pin: pinned memory, for a GPU. Close the iterator to
-    stop the workers. Raises UserError at once when the sizes do not fit each other or the data.
+    together. workers: processes that read; 0 reads in this one. pin: pinned memory, for a GPU. tally: counts what is
+    read and stops at too many damaged images; without one, only small images are warned of. Close the iterator to stop
+    the workers. Raises UserError at once when the sizes do not fit each other or the data.
     """
     check_batch(len(data), batch_size, micro_batch, world, data.repeats)
     places = _places(data, batch_size, micro_batch, start_step, steps, rank, world)
-    return ordered_map(data.batch, places, workers, pin=pin)
+    return _tallied(ordered_map(data.batch, places, workers, pin=pin), tally or Tally(share=1.0))
+
+
+def _tallied(
+    batches: Generator[PretrainBatch, None, None], tally: Tally
+) -> Generator[PretrainBatch, None, None]:
+    with closing(batches):
+        for batch in batches:
+            tally.add(batch)
+            yield batch
 
 
 def _places(
@@ -272,7 +325,7 @@ def eval_batches(
     workers: int = 0,
     ids: Sequence[int] | None = None,
     pin: bool = False,
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """All images of `source` (or those of `ids`), in order, through the evaluation transform
     (`augment.resize_centre`).
 
@@ -281,44 +334,3 @@ def eval_batches(
     chosen = range(len(source)) if ids is None else ids
     groups = (list(chosen[first : first + batch_size]) for first in range(0, len(chosen), batch_size))
     return ordered_map(EvalData(source, size, channels).batch, groups, workers, pin=pin)
-
-
-@dataclass
-class Tally:
-    """Counts what a run reads and stops it when too much of it is damaged.
-
-    share: the largest share of unreadable images (`data.bad_share`); it is judged once `at_least` images were drawn.
-    """
-
-    share: float = 0.1
-    at_least: int = 50
-    drawn: int = 0
-    bad: int = 0
-    unreadable: dict[int, Skip] = field(default_factory=dict)
-    small: set[int] = field(default_factory=set)
-
-    def add(self, batch: Batch) -> tuple[Skip, ...]:
-        """Counts `batch` and gives those of its skipped images that were not known before: each is listed once.
-
-        Raises DataError over the share. Logs a warning at the 1st, 10th, 100th ... image smaller than the crop.
-        """
-        read = len(batch.ids) if batch.views is None else int((batch.views == 0).sum())
-        self.drawn += read + len(batch.skipped)
-        self.bad += len(batch.skipped)
-        new = {skip.id: skip for skip in batch.skipped if skip.id not in self.unreadable}
-        self.unreadable |= new
-        self._count_small(batch)
-        if self.drawn >= self.at_least and self.bad > self.share * self.drawn:
-            last = batch.skipped[-1] if batch.skipped else list(self.unreadable.values())[-1]
-            raise DataError(
-                f"{self.bad} of {self.drawn} images ({self.bad / self.drawn:.0%}) could not be read, more than the "
-                f"{self.share:.0%} that data.bad_share allows; the last one was {last.name!r}: {last.reason}. "
-                "`mimkit data check` lists them all."
-            )
-        return tuple(new.values())
-
-    def _count_small(self, batch: Batch) -> None:
-        before = len(self.small)
-        self.small.update(getattr(batch, "small", ()))
-        if len(str(len(self.small))) > len(str(before)) or before == 0 < len(self.small):
-            log.warning("%d image(s) so far are smaller than the crop and are scaled up", len(self.small))

@@ -1,5 +1,4 @@
-"""A smaller copy of a set of images, as files in the same folders or as tar shards: fewer pixels to decode every
-epoch.
+"""A smaller copy of a set of images, as files in the same folders or as tar shards: fewer pixels in every epoch.
 
 The shorter side is brought down to a given length, never up. Photographs become JPEG; 16 bits, floats and other
 counts of channels than grey and RGB stay lossless (PNG, TIFF); a JPEG, PNG or TIFF that is small already is copied as

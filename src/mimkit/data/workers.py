@@ -9,7 +9,7 @@ sentence; torch's global generator is left alone, so that drop path is the same 
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -28,7 +28,7 @@ def ordered_map(
     workers: int,
     prefetch: int = 2,
     pin: bool = False,
-) -> Iterator[Result]:
+) -> Generator[Result, None, None]:
     """function(item) for each item, in order, computed in `workers` processes (0: in this one).
 
     prefetch: items that each worker has in hand. pin: results with a `pin_memory` method are pinned for a GPU.
