@@ -38,13 +38,14 @@ def looks_like(names: Iterable[str]) -> str:
 
 def size_of(tensors: Mapping[str, Tensor]) -> tuple[int, int] | None:
     """(width, depth) of the ViT whose encoder these are, under our names; None when it is no whole one."""
-    depth = _depth(tensors)
+    depth = depth_of(tensors)
     kernel = tensors.get("encoder.patch_embed.proj.weight")
     return None if kernel is None or not depth else (kernel.shape[0], depth)
 
 
-def _depth(tensors: Iterable[str]) -> int:
-    numbers = [re.match(r"encoder\.blocks\.(\d+)\.", name) for name in tensors]
+def depth_of(names: Iterable[str], part: str = "encoder") -> int:
+    """How many blocks encoder or decoder have, by our names."""
+    numbers = [re.match(rf"{part}\.blocks\.(\d+)\.", name) for name in names]
     return 1 + max((int(found[1]) for found in numbers if found), default=-1)
 
 

@@ -16,7 +16,7 @@ from mimkit.encoders.base import Encoder
 from mimkit.errors import DataError
 from mimkit.zoo import recognise
 from mimkit.zoo.adapt import fit_kernel, fit_table
-from mimkit.zoo.likeness import looks_like, size_of, variant
+from mimkit.zoo.likeness import depth_of, looks_like, size_of, variant
 from mimkit.zoo.mae import OWN, POOL_NORM
 from mimkit.zoo.report import Change, LoadReport
 from mimkit.zoo.rules import Family, Reading, Rule, read
@@ -125,12 +125,11 @@ def _choose(reading: Reading, own: Tensors) -> tuple[Tensors, Reasons]:
 
 
 def _same_decoder(theirs: Tensors, own: Tensors) -> bool:
-    """Whether the decoders agree in every shape but that of the position table, which can be fitted."""
-    forms = [
-        {name: tensors[name].shape for name in _decoder(tensors) if not name.endswith("pos_embed")}
-        for tensors in (theirs, own)
-    ]
-    return forms[0] == forms[1]
+    """Whether the decoders agree in depth and in every shape but that of the position table, which can be fitted."""
+    shared = [name for name in _decoder(theirs) if name in own and not name.endswith("pos_embed")]
+    if any(theirs[name].shape != own[name].shape for name in shared):
+        return False
+    return depth_of(theirs, "decoder") == depth_of(own, "decoder")
 
 
 def _explain(target: nn.Module, missing: list[str], reading: Reading, aside: Reasons) -> Reasons:
@@ -139,10 +138,9 @@ def _explain(target: nn.Module, missing: list[str], reading: Reading, aside: Rea
     computed = {prefix + name for name, p in target.named_parameters() if not p.requires_grad}
     reasons: dict[str, list[str]] = {}
     for name in missing:
-        if name.endswith("pos_embed") and name in computed:
+        why = _reason(name, bool(_decoder(reading.tensors)), aside)
+        if not why and name.endswith("pos_embed") and name in computed:
             why = "fixed sine-cosine positions, which are computed"
-        else:
-            why = _reason(name, bool(_decoder(reading.tensors)), aside)
         reasons.setdefault(why, []).append(name)
     return {why: tuple(names) for why, names in reasons.items()}
 

@@ -1,0 +1,41 @@
+"""Makes `published.json`, the shapes of the published MAE files with the blocks of one name laid together.
+
+From the root: python tests/zoo/compact.py ../shared/reference/mae/checkpoints.json > tests/zoo/published.json
+"""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+BLOCK = re.compile(r"(?<=blocks\.|.layer\.|layers\.)\d+(?=\.)")
+
+
+def compact(entries: dict) -> dict:
+    """Entry -> {name with # for the block's number: [shape, number of blocks]}; shared keys are copied in."""
+    made = {}
+    for name, entry in entries.items():
+        if name.startswith("_"):
+            continue
+        shapes = dict(entries[entry["same_keys_as"]]["keys"] if "same_keys_as" in entry else entry["keys"])
+        shapes |= entry.get("added", {})
+        rows: dict[str, list] = {}
+        for key, shape in shapes.items():
+            row = rows.setdefault(BLOCK.sub("#", key), [shape, 0])
+            assert row[0] == shape, key
+            row[1] += 1
+        made[name] = rows
+    return made
+
+
+def expand(rows: dict) -> dict[str, tuple[int, ...]]:
+    """The inverse for one entry: every name and its shape."""
+    return {
+        key.replace("#", str(i)): tuple(shape) for key, (shape, count) in rows.items() for i in range(count)
+    }
+
+
+if __name__ == "__main__":
+    whole = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    rows = ",\n".join(f"{json.dumps(name)}: {json.dumps(entry)}" for name, entry in compact(whole).items())
+    print(f"{{\n{rows}\n}}")
