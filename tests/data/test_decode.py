@@ -4,7 +4,9 @@ import io
 import pickle
 import struct
 import sys
+import warnings
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -352,6 +354,15 @@ def test_thousands_of_damaged_files_do_not_use_up_references_to_none() -> None:
         for _ in range(300):
             reason(data)
     assert sys.getrefcount(None) > before - 200
+
+
+def test_threads_leave_the_filters_of_warnings_as_they_were() -> None:
+    data = [encoded(RGB, "WEBP"), encoded(RGB, "GIF"), tiff(RGB, photometric="rgb")] * 40
+    with warnings.catch_warnings():
+        before = list(warnings.filters)
+        with ThreadPoolExecutor(8) as pool:
+            assert len(list(pool.map(lambda one: decode(one, "k", 3), data))) == 120
+        assert warnings.filters == before
 
 
 WHOLE = [

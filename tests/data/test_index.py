@@ -89,8 +89,10 @@ def test_what_is_kept_comes_back_and_damage_counts_as_nothing(own_cache: Path) -
     found = kept("x")
     assert found is not None and found[0]["n"] == 2 and found[1] == [b"a\xff", b"new\nline"]
     (file,) = (own_cache / "index").iterdir()
-    file.write_bytes(file.read_bytes()[:10])
-    assert kept("x") is None
+    whole = file.read_bytes()
+    for damaged in (b"", whole[:10], whole[:-3], b"[]\nx"):
+        file.write_bytes(damaged)
+        assert kept("x") is None
 
 
 def test_a_cache_that_cannot_be_written_costs_only_time(

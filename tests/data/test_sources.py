@@ -149,6 +149,15 @@ def test_a_file_that_left_an_object_store_is_missing() -> None:
         source.read(0)
 
 
+def test_an_object_store_out_of_reach_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: object) -> None:
+        raise RuntimeError("no route to host")
+
+    monkeypatch.setattr(fsspec.get_filesystem_class("memory"), "info", fail)
+    with pytest.raises(UserError, match="memory://x cannot be read: no route to host"):
+        open_source("memory://x")
+
+
 def test_a_glob_in_an_object_store(tmp_path: Path) -> None:
     store = fsspec.filesystem("memory")
     for name in ("x/1.jpg", "x/2.png", "y/3.jpg"):
@@ -214,6 +223,8 @@ def test_a_folder_without_permission_is_called_so(tmp_path: Path) -> None:
     source = open_source(tmp_path / "set")
     assert keys(source) == ["1.jpg"]
     assert "permission" in source.ignored[0].reason
+    with pytest.raises(DataError, match="'closed'"):
+        open_source(tmp_path / "set", labels=True)
     (tmp_path / "set").chmod(0)
     with pytest.raises(UserError, match="permission"):
         open_source(tmp_path / "set")

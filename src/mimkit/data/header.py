@@ -8,9 +8,10 @@ here (a few microseconds); TIFF goes through tifffile (16 bits, many bands, floa
 import io
 import logging
 import struct
+import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -153,7 +154,8 @@ def _pillow(data: bytes, key: str) -> Header:
         image = open_pillow(data, key)
         width, height = image.size
         bits = 16 if image.mode.startswith("I;16") else 32 if image.mode in ("I", "F") else 8
-        channels = {"P": 3, "PA": 4}.get(image.mode, len(image.getbands()))
+        palette = image.mode in ("P", "PA")
+        channels = 3 + image.has_transparency_data if palette else len(image.getbands())
         try:
             turn = image.getexif().get(ORIENTATION, 1)
         except Exception:  # a broken EXIF block counts as none
@@ -197,14 +199,35 @@ def exif_orientation(exif: bytes) -> int:
     return 1
 
 
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keeps what Pillow warns and tifffile logs about damaged files from the user: the DecodeError says it once."""
-    logger = logging.getLogger("tifffile")
-    before, logger.disabled = logger.disabled, True
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+class _Quiet:
+    """Filters of warnings are global: threads share one change, the first in makes it, the last out undoes it."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.inside = 0
+        self.undo = ExitStack()
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        with self.lock:
+            self.inside += 1
+            if self.inside == 1:
+                self._begin()
+        try:
             yield
-    finally:
-        logger.disabled = before
+        finally:
+            with self.lock:
+                self.inside -= 1
+                if self.inside == 0:
+                    self.undo.close()
+
+    def _begin(self) -> None:
+        self.undo.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")
+        logger = logging.getLogger("tifffile")
+        self.undo.callback(setattr, logger, "disabled", logger.disabled)
+        logger.disabled = True
+
+
+# Keeps what Pillow warns and tifffile logs about damaged files from the user: the DecodeError says it once.
+quiet = _Quiet()

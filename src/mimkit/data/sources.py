@@ -86,11 +86,14 @@ def open_source(
     name = os.fspath(path)
     if not name:
         raise UserError(f"the path of the images is empty: give {ALLOWED}")
+    store, place = _locate(name)
     try:
-        source = _open(name, *_locate(name), labels, progress)
+        source = _open(name, store, place, labels, progress)
     except (UserError, DataError):
         raise
-    except OSError as error:
+    except Exception as error:  # an object store's client may raise anything
+        if isinstance(store, Local) and not isinstance(error, OSError):
+            raise
         raise UserError(f"{name} cannot be read: {why_unreadable(error)}") from error
     left = f"; left out: {left_out_words(source.ignored)}" if source.ignored else ""
     log.info("%s: %d images (%s)%s", name, len(source), source.kind, left)

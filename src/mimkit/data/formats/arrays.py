@@ -56,14 +56,8 @@ class ArraySource:
         self._whole: np.ndarray | None = None
         if labels:
             self.classes, self._labels = self._read_labels(others)
-        order = (
-            "(N, C, H, W)"
-            if self._channels_first
-            else "(N, H, W, C)"
-            if len(self._stack.shape) == 4
-            else "(N, H, W)"
-        )
-        log.info("%s: %d images, %s of shape %s", name, len(self), order, self._stack.shape)
+        where = "first" if self._channels_first else "last" if len(self._stack.shape) == 4 else "absent"
+        log.info("%s: a stack of shape %s, its channel axis %s", name, self._stack.shape, where)
 
     def _read_labels(self, others: list[Stack]) -> tuple[tuple[str, ...], np.ndarray]:
         for other in others:

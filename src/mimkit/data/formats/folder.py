@@ -154,8 +154,8 @@ def _warn_of_case(name: str, classes: tuple[str, ...]) -> None:
 
 
 def _split(names: list[bytes], tops: list[bytes], left_out: LeftOut) -> Scan:
-    shards = [name for name in names if name.endswith(SHARD) or suffix_of(name) == SHARD]
-    images = [name for name in names if suffix_of(name) != SHARD] if shards else names
+    shards = [name for name in names if name[-4:].lower() == SHARD]
+    images = [name for name in names if name[-4:].lower() != SHARD] if shards else names
     return Scan(images, shards, tops, left_out)
 
 
@@ -185,6 +185,7 @@ def _walk(
             if not path:
                 raise
             left_out.add(path, f"a folder that cannot be listed ({why_unreadable(error)})")
+            yield path, Listing(-1)  # as a class folder it must not vanish: that would renumber the others
             continue
         seen.add((found.st_dev, found.st_ino))
         count += len(listing.files)

@@ -7,9 +7,8 @@ to the shard's size and time of change.
 
 import os
 import tarfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
@@ -30,7 +29,6 @@ from mimkit.data.index import (
 from mimkit.errors import DataError, UserError
 
 LABEL = b".cls"
-BLOCK = 1 << 16  # bytes fetched at a time from an object store while walking headers
 
 
 @dataclass
@@ -172,7 +170,7 @@ def _index(store: Store, path: str, count: int, progress: Callable[[int], None] 
     return shard
 
 
-def _members(tar: tarfile.TarFile, shard: Shard) -> Any:
+def _members(tar: tarfile.TarFile, shard: Shard) -> Iterator[tarfile.TarInfo]:
     """Files only. tarfile keeps every header it met; dropping them keeps a million members out of memory."""
     while (member := tar.next()) is not None:
         tar.members = []  # type: ignore[attr-defined]
