@@ -203,6 +203,12 @@ def test_kernels_for_one_channel_are_the_sum() -> None:
     [
         (["layers.0.blocks.0.attn.relative_position_bias_table", "layers.0.downsample.norm.weight"], "Swin"),
         (["patch_embed1.proj.weight", "blocks1.0.conv1.weight"], "ConvMAE"),
+        (
+            ["encoder.patch_embed.proj.weight", "encoder.blocks.0.attn.relative_position_bias_table"],
+            "SimMIM kind",
+        ),
+        (["encoder.layers.0.blocks.0.norm1.weight", "decoder.0.weight"], "Swin transformer and does not fit"),
+        (["backbone.fpn_lateral2.weight", "backbone.net.blocks.0.attn.rel_pos_h"], "detector"),
         (["conv1.weight", "layer1.0.conv1.weight"], "ResNet"),
         (["visual.conv1.weight", "logit_scale"], "CLIP"),
         (["anything.at.all"], "no architecture known here"),

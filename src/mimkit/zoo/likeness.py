@@ -9,14 +9,11 @@ from mimkit.encoders.vit import VARIANTS
 
 # First match wins: a name that occurs in the family's files and in no earlier one's
 SIGNS = (
-    (r"relative_position_bias_table|logit_scale.*cpb|cpb_mlp|layers\.\d+\.downsample", "a Swin transformer"),
     (r"patch_embed1\.|blocks1\.\d", "ConvMAE / MCMAE"),
-    (r"rel_pos_h|simfp_|bottom_up\.", "a detector with a ViT inside"),
+    (r"bottom_up\.|simfp_|fpn_lateral|rpn_head|roi_heads", "a detector with a backbone inside"),
+    (r"layers\.\d+\.blocks|cpb_mlp", "a Swin transformer"),
     (r"reg_token|register_tokens|storage_tokens", "a ViT with register tokens (DINOv2 and later)"),
-    (
-        r"rel_pos_bias|gamma_1",
-        "a ViT of the BEiT or SimMIM kind, with relative positions or layer scale of its own",
-    ),
+    (r"rel_pos|relative_position|gamma_1", "a ViT of the BEiT or SimMIM kind, with relative positions"),
     (r"dist_token", "a distilled DeiT"),
     (r"lkb_origin|large_kernel", "RepLKNet"),
     (r"dwconv|conv_dw", "a ConvNeXt or another convolutional network"),

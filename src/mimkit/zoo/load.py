@@ -167,7 +167,8 @@ def _check_complete(weights: Weights, left: list[str], missing: tuple[str, ...])
         advice = (
             "set encoder.layer_scale as the file has it" if scale else "use a file of the same architecture"
         )
-        raise DataError(f"{weights.label} does not fit: {' and '.join(faults)}; {advice}.")
+        kind = f" looks like {looks_like(weights.tensors)} and" if left and not scale else ""
+        raise DataError(f"{weights.label}{kind} does not fit: {' and '.join(faults)}; {advice}.")
 
 
 def _fit(target: nn.Module, weights: Weights, take: Tensors, own: Tensors) -> tuple[Tensors, list[Change]]:
