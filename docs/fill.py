@@ -25,7 +25,7 @@ ORDER = [
     "verbs/reconstruct.md",
     "verbs/probe.md",
 ]
-ORDER += ["verbs/plan.md", "verbs/report.md", "verbs/models.md", "verbs/recipes.md"]
+ORDER += ["concepts/weights.md", "verbs/plan.md", "verbs/report.md", "verbs/models.md", "verbs/recipes.md"]
 BLOCK = re.compile(r"(<!-- output of: (?P<command>.+?) -->\n)```\w*\n.*?```\n", re.S)
 PHOTOS = [
     "astronaut",
