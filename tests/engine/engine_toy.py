@@ -1,4 +1,4 @@
-"""A toy to train: a small network with dropout and a channels-last convolution, on images that are functions of their id.
+"""A toy to train: a small network with dropout and a channels-last convolution, on images made from their ids.
 
 Run as a program it trains in a process of its own, so that tests can kill it, stop it, or start two with torchrun.
 """

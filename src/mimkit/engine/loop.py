@@ -33,7 +33,7 @@ from mimkit.engine.processes import ALONE, Processes, Replica
 from mimkit.engine.progress import DataWatch, Progress
 from mimkit.engine.records import Records
 from mimkit.engine.recovery import continued, rollback_target, rolled_back, too_many_unreadable
-from mimkit.engine.run_folder import log_file
+from mimkit.engine.run_folder import already_there, log_file
 from mimkit.engine.steps import Numbers, Step, lateness, metrics_row, step_seed
 from mimkit.engine.stop import Stop
 from mimkit.engine.trainable import BatchLike, Evaluator, frozen_names, trainable_parameters
@@ -143,14 +143,11 @@ class Loop(Generic[B]):
         return Outcome(self.state, checkpoint.folder_of(self.run, self.state.step))
 
     def begin(self, resume: bool) -> None:
-        """Take up the newest good checkpoint, or write the one of step 0."""
+        """Take up the newest good checkpoint; where a run has none yet, write the one of step 0."""
         there = self.processes.from_first(lambda: bool(checkpoint.saved(self.run)))
         if there and not resume:
-            raise UserError(
-                f"{self.run} already holds a run; continue it with `mimkit pretrain {self.run} --resume`, or choose "
-                "another folder with train.run=NAME."
-            )
-        if resume:
+            raise UserError(already_there(self.run))
+        if there:
             newest = self.processes.from_first(lambda: checkpoint.latest_good(self.run))
             self.state = continued(self._restore(newest), self.state, self.run)
             self.saved_step = self.state.step

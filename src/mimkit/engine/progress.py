@@ -5,7 +5,6 @@ data, the loss and the time that is left.
 """
 
 import logging
-import time
 from collections import deque
 from collections.abc import Mapping
 from datetime import timedelta
@@ -35,28 +34,25 @@ class Progress:
         self._recent.append(row)
         step = int(row["step"])
         if self._bar is not None:
-            self._bar.show(step, self.describe(row))
+            self._bar.show(step, self.brief(row))
         if step % self.log_every == 0 or step == self.total:
             # beside a bar the line goes to log.txt only
             level = logging.INFO if self._bar is None else logging.DEBUG
             log.log(level, "step %d/%d  %s", step, self.total, self.describe(row))
 
     def describe(self, row: Mapping[str, Any]) -> str:
-        """'epoch 3.2  loss 0.5123  lr 1.2e-04  98.3 images/s  41 % of peak  data 3 %  left 0:12:31'."""
+        """'epoch 3.20  lr 1.20e-04  loss 0.5123  98.3 images/s  41% of peak  data 3%  left 0:12:31'."""
+        return f"epoch {row['epoch']:.2f}  lr {row['lr']:.2e}  {self.brief(row)}"
+
+    def brief(self, row: Mapping[str, Any]) -> str:
+        """'loss 0.5123  98.3 images/s  41% of peak  data 3%  left 0:12:31', which fits beside a bar."""
         seconds = sum(entry["seconds"] for entry in self._recent)
         images = sum(entry["images_per_second"] * entry["seconds"] for entry in self._recent)
         waited = sum(entry["data_seconds"] for entry in self._recent)
         left = timedelta(seconds=round((self.total - row["step"]) * seconds / len(self._recent)))
-        parts = [
-            f"epoch {row['epoch']:.2f}",
-            f"loss {row['loss']:.4f}",
-            f"lr {row['lr']:.2e}",
-            f"{images / seconds:.1f} images/s",
-            f"{row['peak_share']:.0%} of peak" if "peak_share" in row else "",
-            f"data {waited / seconds:.0%}",
-            f"left {left}",
-        ]
-        return "  ".join(part for part in parts if part)
+        peak = f"  {row['peak_share']:.0%} of peak" if "peak_share" in row else ""
+        speed = f"{images / seconds:.1f} images/s{peak}  data {waited / seconds:.0%}"
+        return f"loss {row['loss']:.4f}  {speed}  left {left}"
 
     def rewind(self) -> None:
         """Forget the speeds: the run has gone back or paused."""
@@ -103,22 +99,18 @@ class _Bar:
         from rich.progress import Progress as RichProgress
 
         self._progress = RichProgress(
-            BarColumn(bar_width=24),
             MofNCompleteColumn(),
+            BarColumn(bar_width=10),
             TextColumn("{task.description}"),
             console=Console(stderr=True),
             refresh_per_second=4,
         )
         self._task = self._progress.add_task("", total=total)
         self._progress.start()
-        self._shown = 0.0
 
     def show(self, step: int, text: str) -> None:
-        now = time.monotonic()
-        if now - self._shown > 0.2:
-            self._progress.update(self._task, completed=step, description=text)
-            self._shown = now
+        """Noted at once, drawn at rich's own pace."""
+        self._progress.update(self._task, completed=step, description=text)
 
     def close(self) -> None:
-        self._progress.refresh()
         self._progress.stop()

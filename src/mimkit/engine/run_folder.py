@@ -17,33 +17,40 @@ from typing import Any
 from mimkit.engine import checkpoint
 from mimkit.errors import UserError
 
-METRICS, SKIPPED, NONFINITE, LOG = "metrics.jsonl", "skipped.jsonl", "nonfinite.jsonl", "log.txt"
+RECIPE, LOG = "recipe.yaml", "log.txt"
+METRICS, SKIPPED, NONFINITE = "metrics.jsonl", "skipped.jsonl", "nonfinite.jsonl"
 
 
 def claim(run: Path, resume: bool) -> Path:
     """Make the run folder, or make sure that there is a run in it to resume.
 
-    Raises UserError when it holds a run and `resume` is off, when it holds none and `resume` is on, and when it
-    cannot be made or written.
+    A run that was killed before its first checkpoint left a recipe; it is resumed from the beginning, and may as well
+    be started anew. Raises UserError when the folder holds a run and `resume` is off, when it holds none and `resume`
+    is on, and when it cannot be made or written.
     """
-    holds = bool(checkpoint.saved(run)) or (run / METRICS).exists()
-    if holds and not resume:
-        raise UserError(
-            f"{run} already holds a run; continue it with `mimkit pretrain {run} --resume`, or choose another folder "
-            "with train.run=NAME."
-        )
-    if resume and not holds:
+    begun = bool(checkpoint.saved(run))
+    if begun and not resume:
+        raise UserError(already_there(run))
+    if resume and not begun and not (run / RECIPE).exists():
         raise UserError(f"{run} holds no run that could be resumed; start one there without --resume.")
     try:
         run.mkdir(parents=True, exist_ok=True)
         writable = os.access(run, os.W_OK | os.X_OK)
     except OSError as error:
         raise UserError(
-            f"The run folder {run} cannot be made: {error}; choose another with train.run=NAME."
+            f"The run folder {run} cannot be made ({error.strerror}); choose another with train.run=NAME."
         ) from error
     if not writable:
         raise UserError(f"The run folder {run} cannot be written; choose another with train.run=NAME.")
     return run
+
+
+def already_there(run: Path) -> str:
+    """The sentence for a folder that holds a run."""
+    return (
+        f"{run} already holds a run; continue it with `mimkit pretrain {run} --resume`, or choose another folder with "
+        "train.run=NAME."
+    )
 
 
 class JsonLines:
