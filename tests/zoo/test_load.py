@@ -204,7 +204,7 @@ def test_kernels_for_one_channel_are_the_sum() -> None:
         (["layers.0.blocks.0.attn.relative_position_bias_table", "layers.0.downsample.norm.weight"], "Swin"),
         (["patch_embed1.proj.weight", "blocks1.0.conv1.weight"], "ConvMAE"),
         (
-            ["encoder.patch_embed.proj.weight", "encoder.blocks.0.attn.relative_position_bias_table"],
+            ["encoder.cls_token", "encoder.blocks.0.attn.relative_position_bias_table"],
             "SimMIM kind",
         ),
         (["encoder.layers.0.blocks.0.norm1.weight", "decoder.0.weight"], "Swin transformer and does not fit"),
