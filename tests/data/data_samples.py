@@ -2,12 +2,15 @@
 
 import io
 import json
+import tarfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+
+from mimkit.data.sources import Source
 
 HERE = Path(__file__).parent
 BROKEN = HERE / "broken"
@@ -35,6 +38,27 @@ def fill(folder: Path, *names: str) -> Path:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(encoded(picture(seed=seed)))
     return folder
+
+
+def keys(source: Source) -> list[str]:
+    return [source.key(i) for i in range(len(source))]
+
+
+def labels(source: Source) -> list[int | None]:
+    return [source.label(i) for i in range(len(source))]
+
+
+def write_tar(path: Path, members: dict[str, bytes], **options: object) -> Path:
+    with tarfile.open(path, "w", **options) as file:  # type: ignore[call-overload]
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            file.addfile(info, io.BytesIO(content))
+    return path
+
+
+def image(seed: int) -> bytes:
+    return encoded(picture(seed=seed))
 
 
 def broken_rows() -> list[Any]:
