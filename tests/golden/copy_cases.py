@@ -1,6 +1,6 @@
 """Copies the cases of a system that adapters serve into `cases/`, so that the tests need nothing beside the checkout.
 
-From the root: PYTHONPATH=tests python -m golden.copy_cases ../shared/reference/mae/golden mae
+From the root: python -m tests.golden.copy_cases ../shared/reference/mae/golden mae
 """
 
 import json

@@ -44,16 +44,15 @@ def rows(index: Tensor, n: int) -> Tensor:
 def take(units: Tensor, index: Tensor) -> Tensor:
     """The units at `index` (B, K): (B, N, ...) -> (B, K, ...)."""
     batch, n = units.shape[:2]
-    flat = units.reshape(batch * n, -1)
-    return flat.index_select(0, rows(index, n)).view(batch, -1, *units.shape[2:])
+    taken = units.flatten(0, 1).index_select(0, rows(index, n))
+    return taken.view(batch, index.shape[1], *units.shape[2:])
 
 
 def put(units: Tensor, index: Tensor, n: int) -> Tensor:
     """The inverse of `take`: (B, K, ...) at `index` (B, K) of n units, zeros elsewhere -> (B, n, ...)."""
-    batch = units.shape[0]
-    flat = units.reshape(batch * units.shape[1], -1)
-    full = flat.new_zeros(batch * n, flat.shape[1]).index_copy(0, rows(index, n), flat)
-    return full.view(batch, n, *units.shape[2:])
+    batch, rest = units.shape[0], units.shape[2:]
+    full = units.new_zeros(batch * n, *rest).index_copy(0, rows(index, n), units.flatten(0, 1))
+    return full.view(batch, n, *rest)
 
 
 def patchify(images: Tensor, patch: Sequence[int], index: Tensor | None = None) -> Tensor:

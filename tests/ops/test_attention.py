@@ -1,0 +1,100 @@
+"""The block: attention against its formula, masks and slices of it, stochastic depth."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from mimkit.ops.attention import Attention, Block, drop_path, drop_path_rates
+
+
+def by_formula(attention: Attention, x: Tensor, key_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    batch, n, width = x.shape
+    q, k, v = attention.qkv(x).view(batch, n, 3, attention.heads, -1).permute(2, 0, 3, 1, 4)
+    scores = q @ k.transpose(-1, -2) / (width / attention.heads) ** 0.5
+    if key_mask is not None:
+        scores = scores.masked_fill(~key_mask[:, None, None], -torch.inf)
+    shares = scores.softmax(-1)
+    return attention.proj((shares @ v).transpose(1, 2).reshape(batch, n, width)), shares
+
+
+def attention_of(width: int = 24, heads: int = 3) -> Attention:
+    return Attention(width, heads).double()
+
+
+def tokens(n: int = 10, width: int = 24) -> Tensor:
+    return torch.randn(2, n, width, dtype=torch.float64)
+
+
+def test_attention_is_softmax_of_scaled_products() -> None:
+    attention, x = attention_of(), tokens()
+    assert torch.allclose(attention(x), by_formula(attention, x)[0])
+
+
+def test_tokens_that_nobody_may_look_at_change_nothing() -> None:
+    attention, x = attention_of(), tokens()
+    allowed = torch.ones(2, 10, dtype=torch.bool)
+    allowed[0, 7:] = False
+    assert torch.allclose(attention(x, key_mask=allowed), by_formula(attention, x, allowed)[0])
+    changed = x.clone()
+    changed[0, 7:] += 5
+    assert torch.allclose(attention(changed, key_mask=allowed)[0, :7], attention(x, key_mask=allowed)[0, :7])
+
+
+@pytest.mark.parametrize("last", [1, 4, 10])
+def test_the_last_tokens_alone_are_the_same_as_all_and_cut(last: int) -> None:
+    block, x = Block(24, 3).double(), tokens()
+    assert torch.allclose(block(x, last=last), block(x)[:, -last:])
+
+
+def test_probabilities_come_in_slices_of_queries() -> None:
+    attention, x = attention_of(), tokens()
+    slices = list(attention.probabilities(x, chunk=4))
+    assert [part.shape for part in slices] == [(2, 3, 4, 10), (2, 3, 4, 10), (2, 3, 2, 10)]
+    assert torch.allclose(torch.cat(slices, dim=2), by_formula(attention, x)[1])
+
+
+def test_probabilities_are_float32_at_least() -> None:
+    attention = Attention(8, 2).bfloat16()
+    assert next(attention.probabilities(torch.randn(1, 3, 8, dtype=torch.bfloat16))).dtype == torch.float32
+
+
+@pytest.mark.parametrize("keys", [0, 3])
+def test_bf16_training_stays_close_to_float64(keys: int) -> None:
+    attention, x = attention_of(), tokens()
+    allowed = None
+    if keys:
+        allowed = torch.ones(2, 10, dtype=torch.bool)
+        allowed[:, -keys:] = False
+    exact, gradients = attention(x, key_mask=allowed), []
+    for dtype in (torch.float64, torch.float32):
+        part = Attention(24, 3).to(dtype)
+        part.load_state_dict(attention.state_dict())
+        given = x.detach().clone().to(dtype).requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.float32):
+            out = part(given, key_mask=allowed)
+        assert torch.allclose(out.double(), exact, atol=0.02)
+        out.double().square().sum().backward()
+        gradients.append(given.grad.double())
+    assert torch.allclose(*gradients, atol=0.05 * gradients[0].abs().max().item())
+
+
+def test_layer_scale_multiplies_both_branches() -> None:
+    plain, scaled, x = Block(24, 3).double(), Block(24, 3, layer_scale=0.0).double(), tokens()
+    scaled.load_state_dict(plain.state_dict(), strict=False)
+    assert torch.equal(scaled(x), x)
+    scaled.ls1.gamma.data.fill_(1)
+    scaled.ls2.gamma.data.fill_(1)
+    assert torch.equal(scaled(x), plain(x))
+
+
+def test_stochastic_depth_drops_whole_samples_and_scales_the_rest() -> None:
+    x, noise = torch.ones(4, 3, 2), torch.tensor([0.1, 0.2, 0.25, 0.9])[:, None, None]
+    assert drop_path(x, 0.25, noise)[:, 0, 0].tolist() == [0, 0, pytest.approx(4 / 3), pytest.approx(4 / 3)]
+    assert drop_path_rates(0.3, 4) == pytest.approx([0, 0.1, 0.2, 0.3]) and drop_path_rates(0.3, 1) == [0]
+
+
+def test_a_block_drops_in_training_alone() -> None:
+    block, x = Block(24, 3, drop_path=0.999).double(), tokens()
+    torch.manual_seed(0)
+    assert torch.equal(block.train()(x), x)
+    assert not torch.equal(block.eval()(x), x)
