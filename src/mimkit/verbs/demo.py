@@ -2,10 +2,11 @@
 
 Tiles of a dozen photographs are written to a folder, a tiny MAE is pre-trained on them, hidden patches are filled in at
 several ratios, and the frozen features are probed on 200 labelled pictures (100 faces, 100 non-faces: `lfw_subset`)
-beside the same architecture with random weights. It uses nothing but the public functions that a user would call.
+beside the same architecture with random weights.
 """
 
 import logging
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,12 @@ from typing import Any
 
 import numpy as np
 
+from mimkit import plots
+from mimkit.analysis.report import write_report
 from mimkit.errors import UserError
+from mimkit.recipes.load import RUN_RECIPE
+from mimkit.verbs.look import probe, reconstruct
+from mimkit.verbs.pretrain import run as pretrain
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +39,14 @@ PHOTOGRAPHS = (
 )
 TILE, STRIDE = 128, 64  # pixels
 RATIOS = (0.25, 0.5, 0.75, 0.9)
+LONGEST = 640  # pixels: larger photographs are reduced, so that none outweighs the others
+NEXT = (
+    "",
+    "Next, on your own images:",
+    "  mimkit data check photos/",
+    "  mimkit pretrain photos/",
+    "  mimkit reconstruct runs/NAME photos/",
+)
 OVERRIDES = ("train.epochs=40", "train.checkpoint_every=200", "log.samples_every=20")
 
 
@@ -49,29 +63,26 @@ def run(out: Path) -> DemoResult:
 
     Raises UserError when scikit-image is missing.
     """
-    from mimkit import api
-
     photographs, faces, folder = out / "photographs", out / "faces", out / "run"
     tiles = _written(photographs, write_photographs)
     _written(faces, write_faces)
     log.info(
         "1/3  Pre-training a tiny masked autoencoder on %d tiles of %d photographs", tiles, len(PHOTOGRAPHS)
     )
-    started = (folder / "recipe.yaml").exists()
-    outcome = api.pretrain(
-        str(folder) if started else "mae_tiny",
-        () if started else (f"data.path={photographs}", f"train.run={folder}", *OVERRIDES),
-        resume=started,
-    )
+    started = (folder / RUN_RECIPE).exists()
+    fresh = (f"data.path={photographs}", f"train.run={folder}", *OVERRIDES)
+    pretrain(folder if started else "mae_tiny", () if started else fresh, resume=started)
     log.info("2/3  Filling in what was hidden")
     pictures = [
-        api.reconstruct(str(folder), str(photographs), out / "reconstructions.png", RATIOS, images=6),
-        api.report(str(folder), None).with_suffix(".png"),
+        reconstruct(folder, photographs, out / "reconstructions.png", RATIOS, images=6),
+        write_report(folder).with_suffix(".png"),
     ]
     log.info("3/3  Probing the frozen features on 100 faces and 100 other pictures")
-    table = api.probe(str(folder), (f"data.path={faces}",), None)
-    pictures.append(out / "probe.png")
-    return DemoResult([outcome.message, *table.lines(), *_next_steps(out)], pictures)
+    table = probe(folder, (f"data.path={faces}",), None)
+    pictures.append(
+        plots.save(table.bars("Faces against other pictures, frozen features"), out / "probe.png")
+    )
+    return DemoResult([table.verdict(), *NEXT], pictures)
 
 
 def write_photographs(folder: Path) -> None:
@@ -82,13 +93,14 @@ def write_photographs(folder: Path) -> None:
     for name in PHOTOGRAPHS:
         picture = getattr(data, name)()
         picture = picture[0] if isinstance(picture, tuple) else picture  # the left one of a stereo pair
+        image = Image.fromarray(picture).convert("RGB")
+        image.thumbnail((LONGEST, LONGEST))
         target = folder / name
         target.mkdir(parents=True)
-        height, width = picture.shape[:2]
-        for top in range(0, height - TILE + 1, STRIDE):
-            for left in range(0, width - TILE + 1, STRIDE):
-                tile = picture[top : top + TILE, left : left + TILE]
-                Image.fromarray(tile).convert("RGB").save(target / f"{top:04}_{left:04}.jpg", quality=92)
+        for top in range(0, image.height - TILE + 1, STRIDE):
+            for left in range(0, image.width - TILE + 1, STRIDE):
+                tile = image.crop((left, top, left + TILE, top + TILE))
+                tile.save(target / f"{top:04}_{left:04}.jpg", quality=92)
 
 
 def write_faces(folder: Path) -> None:
@@ -106,10 +118,7 @@ def _written(folder: Path, write: Callable[[Path], None]) -> int:
     """Fill `folder` once, whole or not at all; the number of pictures in it."""
     if not folder.exists():
         half = folder.with_name(folder.name + ".part")
-        if half.exists():
-            import shutil
-
-            shutil.rmtree(half)
+        shutil.rmtree(half, ignore_errors=True)
         write(half)
         half.rename(folder)
     return sum(1 for path in folder.rglob("*") if path.is_file())
@@ -124,13 +133,3 @@ def _scikit_image() -> Any:
             "run `pip install 'mimkit[demo]'`."
         ) from None
     return skimage.data
-
-
-def _next_steps(out: Path) -> list[str]:
-    return [
-        "",
-        "Next, on your own images:",
-        "  mimkit data check photos/",
-        "  mimkit pretrain photos/",
-        "  mimkit reconstruct runs/NAME photos/",
-    ]

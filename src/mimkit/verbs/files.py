@@ -10,6 +10,6 @@ from mimkit.errors import UserError
 def write_json(path: Path, content: Any) -> None:
     """Write `content` as JSON. Raises UserError when that cannot be."""
     try:
-        path.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
+        path.write_text(json.dumps(content, indent=1), encoding="utf-8")
     except OSError as error:
         raise UserError(f"{path} cannot be written ({error.strerror}); choose another place.") from error

@@ -12,6 +12,7 @@ from mimkit.analysis.probe import ProbeTable
 from mimkit.analysis.probe import probe as probe_features
 from mimkit.data.loader import stack
 from mimkit.data.normalise import denormalise, normalise
+from mimkit.data.sampling import epoch_order
 from mimkit.data.sources import open_source
 from mimkit.engine import devices
 from mimkit.errors import UserError
@@ -88,7 +89,7 @@ def contact_sheet(source: str | Path, overrides: Sequence[str], out: Path, image
     part = recipe.data
     assert part.channels is not None and part.mean is not None and part.std is not None
     data = build.pretrain_data(recipe, source_, None)
-    samples = [data.sample(0, i % len(source_)) for i in range(min(images, len(source_) * part.repeats))]
+    samples = [data.sample(0, int(i)) for i in epoch_order(recipe.train.seed, 0, len(source_))[:images]]
     crops = stack([sample.images[0] for sample in samples])
     shown = denormalise(normalise(crops, part.mean, part.std), part.mean, part.std)
     title = f"{len(samples)} crops of {part.size[0]} x {part.size[1]} from {source_.name}"

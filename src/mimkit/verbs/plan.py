@@ -74,10 +74,8 @@ class Plan:
         ]
         if self.seconds is None:
             return [*made, "time            add data.path= to see how long the run takes"]
-        return [
-            *made,
-            f"time            {timedelta(seconds=round(self.seconds))} for {self.epochs} epochs of {self.images} images",
-        ]
+        length = timedelta(seconds=round(self.seconds))
+        return [*made, f"time            {length} for {self.epochs} epochs of {self.images} images"]
 
 
 def plan(source: str | Path, overrides: Sequence[str] = ()) -> Plan:

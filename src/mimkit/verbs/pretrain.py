@@ -49,6 +49,7 @@ RESUMABLE = (  # what may differ when a run is resumed: nothing here changes wha
     "train.keep",
     "train.run",
 )
+WARMUP_SHARE = 20  # a chosen warm-up is so small a part of the epochs
 SIZED = 32  # images whose headers tell the usual size
 
 
@@ -90,7 +91,7 @@ def find_recipe(source: str, overrides: Sequence[str], resume: bool) -> Recipe:
         return load.resolve(source, [*overrides, f"train.run={source}"])
     if source in load.names() or path.suffix in (".yaml", ".yml"):
         return load.resolve(source, overrides)
-    looks_like_images = path.exists() or any(mark in source for mark in ("/", "*", "://"))
+    looks_like_images = path.exists() or ("=" not in source and any(mark in source for mark in "/*{"))
     if not looks_like_images:
         return load.resolve(source, overrides)  # raises, and names the nearest recipe
     if resume:
@@ -110,7 +111,11 @@ def choose_recipe(path: str, overrides: Sequence[str]) -> Recipe:
     log.info("%d images at %s. Recipe %s:", len(images), path, " ".join([name, *chosen]))
     for reason in reasons:
         log.info("  %s", reason)
-    return load.resolve(name, [f"data.path={path}", *chosen, *overrides])
+    recipe = load.resolve(name, [f"data.path={path}", *chosen, *overrides])
+    if recipe.schedule.warmup_epochs >= recipe.train.epochs:  # the user wants fewer epochs than were chosen
+        brief = recipe.schedule.model_copy(update={"warmup_epochs": recipe.train.epochs / WARMUP_SHARE})
+        recipe = recipe.model_copy(update={"schedule": brief})
+    return recipe
 
 
 def usual_size(images: Source) -> tuple[int, int, int]:
@@ -324,6 +329,13 @@ def _announce(
         )
     else:
         log.info("lr %s as the recipe gives it", schedule.short(recipe.optimiser.lr))
+    if recipe.schedule.warmup_epochs >= recipe.train.epochs:
+        log.warning(
+            "The warm-up of %g epochs is as long as the run of %d: the learning rate never gets to its peak; shorten it "
+            "with schedule.warmup_epochs=.",
+            recipe.schedule.warmup_epochs,
+            recipe.train.epochs,
+        )
     log.info(
         "%d epochs of %d steps = %d steps; run folder %s",
         recipe.train.epochs,

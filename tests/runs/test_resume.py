@@ -1,0 +1,135 @@
+"""Stopped and gone on with: every later loss is bit-identical to the run that nobody stopped."""
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from small_runs import arguments, environment, launcher, losses, mimkit, rows
+
+EPOCHS = "train.epochs=6"  # 18 steps of 16 of the 48 images
+
+
+def start(*words: str, processes: int = 1) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [*launcher(processes), *words],
+        env=environment(1),
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def wait_for_rows(run: Path, count: int, process: subprocess.Popen[str]) -> None:
+    """Until the run has written so many rows of metrics."""
+    deadline = time.monotonic() + 180
+    while (
+        not (run / "metrics.jsonl").exists() or len((run / "metrics.jsonl").read_bytes().splitlines()) < count
+    ):
+        assert process.poll() is None, process.stdout.read() if process.stdout else ""
+        assert time.monotonic() < deadline, "the run makes no steps"
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize(
+    ("precision", "workers", "processes"),
+    [("fp32", 0, 1), ("bf16", 2, 1), ("fp32", 1, 2)],
+)
+def test_a_killed_run_continues_to_the_same_bits(
+    precision: str, workers: int, processes: int, few: Path, tmp_path: Path
+) -> None:
+    settings = (
+        EPOCHS,
+        f"train.precision={precision}",
+        f"data.workers={workers}",
+        "encoder.drop_path=0.1",
+        "train.ema=0.9",
+    )
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    done = mimkit(*arguments(few, whole, *settings), processes=processes)
+    assert done.returncode == 0, done.stderr
+    process = start(*arguments(few, killed, *settings), processes=processes)
+    wait_for_rows(killed, 8, process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    resumed = mimkit("pretrain", str(killed), "--resume", processes=processes)
+    assert resumed.returncode == 0, resumed.stderr
+    assert losses(killed) == losses(whole)
+    assert [row["step"] for row in rows(killed)] == list(range(1, 19))
+    last = "checkpoints/step-18/model.safetensors"
+    assert (killed / last).read_bytes() == (whole / last).read_bytes()
+
+
+def test_two_processes_equal_one_with_the_same_micro_batches(few: Path, tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert mimkit(*arguments(few, one, "train.epochs=3", "train.micro_batch=8")).returncode == 0
+    done = mimkit(*arguments(few, two, "train.epochs=3", "train.micro_batch=8"), processes=2)
+    assert done.returncode == 0, done.stderr
+    assert losses(one) == losses(two)
+
+
+def test_a_run_of_two_processes_goes_on_with_one(few: Path, tmp_path: Path) -> None:
+    settings = ("train.epochs=3", "train.micro_batch=8")
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert mimkit(*arguments(few, one, *settings)).returncode == 0
+    process = start(*arguments(few, two, *settings), processes=2)
+    wait_for_rows(two, 6, process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    resumed = mimkit("pretrain", str(two), "--resume")
+    assert resumed.returncode == 0, resumed.stderr
+    assert losses(one) == losses(two)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stopped_run_saves_its_step_and_leaves_with_130(
+    number: signal.Signals, few: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    process = start(*arguments(few, run, "train.epochs=100", "data.workers=1", "train.checkpoint_every=1000"))
+    wait_for_rows(run, 3, process)
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, output
+    assert "--resume" in output and "Traceback" not in output
+    last = len(rows(run))
+    assert (run / "checkpoints" / f"step-{last}").is_dir()
+
+
+def test_a_truncated_checkpoint_is_passed_over(few: Path, tmp_path: Path) -> None:
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    assert mimkit(*arguments(few, whole, "train.epochs=5")).returncode == 0
+    shutil.copytree(whole, run)
+    newest = run / "checkpoints" / "step-15"
+    with (newest / "optimizer.safetensors").open("r+b") as file:
+        file.truncate(1000)
+    resumed = mimkit("pretrain", str(run), "--resume")
+    assert resumed.returncode == 0, resumed.stderr
+    assert "step-15 is damaged" in resumed.stderr
+    assert losses(run) == losses(whole)
+
+
+def test_a_changed_recipe_is_shown_and_refused(few: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert mimkit(*arguments(few, run, "train.epochs=1")).returncode == 0
+    refused = mimkit("pretrain", str(run), "--resume", "optimiser.base_lr=0.1", "train.keep=5")
+    assert refused.returncode == 2
+    assert "optimiser.base_lr: 0.002 -> 0.1" in refused.stderr and "train.keep:" not in refused.stderr
+
+
+def test_changed_images_are_refused(few: Path, tmp_path: Path) -> None:
+    images, run = tmp_path / "images", tmp_path / "run"
+    shutil.copytree(few, images)
+    process = start(*arguments(images, run, "train.epochs=50"))
+    wait_for_rows(run, 6, process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    (images / "047.jpg").rename(images / "other.jpg")
+    refused = mimkit("pretrain", str(run), "--resume")
+    assert refused.returncode in (2, 3)
+    assert "data" in refused.stderr and "Traceback" not in refused.stderr
