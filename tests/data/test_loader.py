@@ -14,11 +14,9 @@ import pytest
 import torch
 from PIL import Image
 
-from mimkit.data.batch import Batch, Skip
+from mimkit.data.batch import Batch
 from mimkit.data.loader import (
-    PretrainBatch,
     PretrainData,
-    Tally,
     check_batch,
     eval_batches,
     stack,
@@ -207,13 +205,11 @@ def test_mixed_depths_become_the_deeper_one_with_white_still_white():
 
 
 def test_an_image_smaller_than_the_crop_is_scaled_up_and_counted(photos, caplog):
-    data = data_of(photos)
-    tally = Tally()
-    with caplog.at_level(logging.WARNING):
-        list(train_batches(data, 37, 37, 0, 2, tally=tally))
     sizes = [Image.open(file).size for file in sorted(photos.rglob("*.*"))]
-    assert len(tally.small) == sum(min(size) < 32 for size in sizes) > 0
-    assert "smaller than the crop" in caplog.text and len(caplog.records) <= 2
+    with caplog.at_level(logging.WARNING):
+        (batch,) = train_batches(data_of(photos), 37, 37, 0, 1)
+    assert len(batch.small) == sum(min(size) < 32 for size in sizes) > 0
+    assert f"{len(batch.small)} image(s) so far are smaller than the crop" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -239,43 +235,6 @@ def test_sizes_are_checked_before_anything_is_read(photos):
         PretrainData(open_source(photos), (30, 32), 3, MASKER, 0)
     with pytest.raises(UserError, match="crop_scale"):
         data_of(photos, scale=(0.0, 1.0))
-
-
-def batch_with(bad: int, good: int, first: int = 0) -> PretrainBatch:
-    skipped = tuple(Skip(i, f"{i}.jpg", "truncated") for i in range(first, first + bad))
-    return PretrainBatch(torch.zeros(good, 1, 1, 1), torch.arange(good), skipped=skipped)
-
-
-def test_the_tally_stops_a_run_over_the_share_and_only_after_enough_images():
-    tally = Tally(0.1)
-    tally.add(batch_with(9, 31))
-    with pytest.raises(
-        DataError, match=r"10 of 61 images \(16%\) could not be read, more than the 10%.*'9.jpg': truncated"
-    ):
-        tally.add(batch_with(1, 20, first=9))
-    patient = Tally(0.2)
-    patient.add(batch_with(9, 91))
-    assert (patient.bad, patient.drawn) == (9, 100)
-
-
-def test_a_run_over_a_set_with_too_many_damaged_images_stops(photos, tmp_path):
-    for i in range(4):
-        (tmp_path / f"{i}.png").write_bytes(next(photos.rglob("*.png")).read_bytes() if i else b"bad")
-    with pytest.raises(DataError, match=r"more than the 10% that data.bad_share allows"):
-        list(train_batches(data_of(tmp_path), 4, 4, 0, 50, tally=Tally(0.1)))
-
-
-def test_the_tally_gives_each_bad_image_once():
-    tally = Tally(1.0)
-    assert [skip.id for skip in tally.add(batch_with(3, 5))] == [0, 1, 2]
-    assert [skip.id for skip in tally.add(batch_with(2, 5, first=2))] == [3]
-    assert tally.bad == 5
-
-
-def test_the_tally_counts_images_and_not_their_crops(photos):
-    tally = Tally()
-    tally.add(data_of(photos, repeats=4).batch([(0, 1), (0, 2)]))
-    assert tally.drawn == 2
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from small_runs import SMALL, losses, rows
 
 import mimkit
 from mimkit.errors import DataError, UserError
-from small_runs import SMALL, losses, rows
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,6 @@ import time
 from pathlib import Path
 
 import pytest
-
 from small_runs import arguments, environment, launcher, losses, mimkit, rows
 
 EPOCHS = "train.epochs=6"  # 18 steps of 16 of the 48 images

@@ -13,7 +13,7 @@ with 4 repeats it has 4 times as many steps, 4 "effective epochs" in the words o
 import logging
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -173,47 +173,6 @@ def stack(images: Sequence[Tensor]) -> Tensor:
     return torch.stack([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2)
 
 
-@dataclass
-class Tally:
-    """Counts what a run reads and stops it when too much of it is damaged.
-
-    share: the largest share of unreadable images (`data.bad_share`); it is judged once `at_least` images were drawn.
-    """
-
-    share: float = 0.1
-    at_least: int = 50
-    drawn: int = 0
-    bad: int = 0
-    unreadable: dict[int, Skip] = field(default_factory=dict)
-    small: set[int] = field(default_factory=set)
-
-    def add(self, batch: Batch) -> tuple[Skip, ...]:
-        """Counts `batch` and gives those of its skipped images that were not known before: each is listed once.
-
-        Raises DataError over the share. Logs a warning at the 1st, 10th, 100th ... image smaller than the crop.
-        """
-        read = len(batch.ids) if batch.views is None else int((batch.views == 0).sum())
-        self.drawn += read + len(batch.skipped)
-        self.bad += len(batch.skipped)
-        new = {skip.id: skip for skip in batch.skipped if skip.id not in self.unreadable}
-        self.unreadable |= new
-        self._count_small(batch)
-        if self.drawn >= self.at_least and self.bad > self.share * self.drawn:
-            last = batch.skipped[-1] if batch.skipped else list(self.unreadable.values())[-1]
-            raise DataError(
-                f"{self.bad} of {self.drawn} images ({self.bad / self.drawn:.0%}) could not be read, more than the "
-                f"{self.share:.0%} that data.bad_share allows; the last one was {last.name!r}: {last.reason}. "
-                "`mimkit data check` lists them all."
-            )
-        return tuple(new.values())
-
-    def _count_small(self, batch: Batch) -> None:
-        before = len(self.small)
-        self.small.update(getattr(batch, "small", ()))
-        if len(str(len(self.small))) > len(str(before)) or before == 0 < len(self.small):
-            log.warning("%d image(s) so far are smaller than the crop and are scaled up", len(self.small))
-
-
 def train_batches(
     data: PretrainData,
     batch_size: int,
@@ -224,27 +183,28 @@ def train_batches(
     rank: int = 0,
     world: int = 1,
     pin: bool = False,
-    tally: Tally | None = None,
 ) -> Generator[PretrainBatch, None, None]:
     """The micro-batches of process `rank` of `world` for the optimiser steps start_step .. steps - 1, in order.
 
     `batch_size / (micro_batch * world)` of them make a step. Micro-batch j of process r holds the crops [(j * world +
     r) * micro_batch, ... + micro_batch] of the step's batch, so what one process sees in a step is what two see
-    together. workers: processes that read; 0 reads in this one. pin: pinned memory, for a GPU. tally: counts what is
-    read and stops at too many damaged images; without one, only small images are warned of. Close the iterator to stop
-    the workers. Raises UserError at once when the sizes do not fit each other or the data.
+    together. workers: processes that read; 0 reads in this one. pin: pinned memory, for a GPU. Close the iterator to
+    stop the workers. Raises UserError at once when the sizes do not fit each other or the data.
     """
     check_batch(len(data), batch_size, micro_batch, world, data.repeats)
     places = _places(data, batch_size, micro_batch, start_step, steps, rank, world)
-    return _tallied(ordered_map(data.batch, places, workers, pin=pin), tally or Tally(share=1.0))
+    return _warned(ordered_map(data.batch, places, workers, pin=pin))
 
 
-def _tallied(
-    batches: Generator[PretrainBatch, None, None], tally: Tally
-) -> Generator[PretrainBatch, None, None]:
+def _warned(batches: Generator[PretrainBatch, None, None]) -> Generator[PretrainBatch, None, None]:
+    """The same batches, with a warning at the 1st, 10th, 100th ... image that is smaller than the crop."""
+    small: set[int] = set()
     with closing(batches):
         for batch in batches:
-            tally.add(batch)
+            before = len(small)
+            small.update(batch.small)
+            if len(str(len(small))) > len(str(before)) or before == 0 < len(small):
+                log.warning("%d image(s) so far are smaller than the crop and are scaled up", len(small))
             yield batch
 
 

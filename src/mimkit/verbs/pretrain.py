@@ -331,7 +331,7 @@ def _announce(
         log.info("lr %s as the recipe gives it", schedule.short(recipe.optimiser.lr))
     if recipe.schedule.warmup_epochs >= recipe.train.epochs:
         log.warning(
-            "The warm-up of %g epochs is as long as the run of %d: the learning rate never gets to its peak; shorten it "
+            "The warm-up of %g epochs is as long as the run of %d: the learning rate never peaks; shorten it "
             "with schedule.warmup_epochs=.",
             recipe.schedule.warmup_epochs,
             recipe.train.epochs,
