@@ -44,8 +44,15 @@ class Mask:
 
     @property
     def decoded(self) -> Tensor:
-        """(B, P) raster indices of the cells to predict: `predict`, else every hidden cell."""
-        return indices(self.hidden) if self.predict is None else self.predict
+        """(B, P) raster indices of the cells to predict, ascending: `predict`, else every hidden cell.
+
+        P follows from shapes alone, so no GPU is waited for and torch.compile sees no graph break.
+        """
+        if self.predict is not None:
+            return self.predict
+        flat = self.hidden.flatten(1)
+        hidden_first = flat.byte().argsort(dim=1, descending=True, stable=True)
+        return hidden_first[:, : flat.shape[1] - self.visible.shape[1]]
 
     def at(self, stride: Sequence[int]) -> Tensor:
         """`hidden` on the finer grid of a feature map with `stride`: bool (B, *finer grid).
