@@ -52,7 +52,7 @@ def loss_curve(
 def probe_layers(
     curves: Sequence[ProbeCurve], chance: float | None = None, title: str = "Probe of the frozen features"
 ) -> "Figure":
-    """Accuracy over layers, a line per probe with its spread; hollow and dashed: the same with random weights."""
+    """Accuracy over layers, a line per probe with its spread; hollow and dashed, without it: random weights."""
     figure = _figure(8, 4.4)
     axes = figure.subplots()
     draw_probe_layers(axes, curves, chance)
@@ -69,7 +69,7 @@ def probe_bars(
     title: str = "Probe of the frozen features",
 ) -> "Figure":
     """Pre-trained beside random weights, accuracies in 0..1. spread: deviations of both. chance: largest class."""
-    figure = _figure(max(5.5, 1.6 + 1.5 * len(labels)), 4)
+    figure = _figure(max(5.5, 1.6 + 1.8 * len(labels)), 4)
     axes = figure.subplots()
     tidy(axes, "", "accuracy (%)")
     places = np.arange(len(labels))
@@ -163,7 +163,7 @@ def draw_probe_layers(
     """
     tidy(axes, "layer", "accuracy (%)")
     labels = list(dict.fromkeys(curve.label for curve in curves))
-    for curve in curves:
+    for curve in sorted(curves, key=lambda c: (labels.index(c.label), c.random)):
         place = labels.index(curve.label)
         style: dict[str, Any] = {"color": CYCLE[place % len(CYCLE)], "marker": MARKERS[place % len(MARKERS)]}
         if curve.random:
@@ -171,7 +171,7 @@ def draw_probe_layers(
         accuracy = 100 * np.asarray(curve.accuracy, dtype=float)
         name = curve.label + (", random weights" if curve.random else "")
         axes.plot(curve.layers, accuracy, linewidth=1.5, markersize=5, label=name, **style)
-        if curve.std is not None:
+        if curve.std is not None and not curve.random:  # eight bands would hide each other
             spread = 100 * np.asarray(curve.std, dtype=float)
             axes.fill_between(
                 curve.layers,
