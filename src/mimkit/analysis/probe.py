@@ -8,7 +8,6 @@ given test split, and the same for random weights: a number means something only
 An inner layer is probed as it leaves its block; the last one as the encoder returns it, behind the final norm.
 """
 
-import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,8 +26,6 @@ from mimkit.errors import UserError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-log = logging.getLogger(__name__)
 
 CLASSIFIERS = {"knn": "k-NN", "linear": "linear"}
 POOLINGS = {"cls": "class token", "mean": "mean"}
@@ -188,7 +185,7 @@ def probe(
     """
     encoders = {"trained": encoder} | ({} if random is None else {"random": random})
     layers = few_layers(encoder.depth) if layers is None else sorted(set(layers))
-    say = progress or log.debug
+    say = progress or (lambda text: None)
     say("reading the features")
     known, labels, skipped = collect(encoders, batches, layers, poolings, device)
     check_labels(labels, folds if test is None else None, classes)
