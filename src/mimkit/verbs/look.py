@@ -83,7 +83,7 @@ def probe(model: str | Path, overrides: Sequence[str], out: Path | None) -> Prob
 
 def contact_sheet(source: str | Path, overrides: Sequence[str], out: Path, images: int) -> Path:
     """See `mimkit.api.data_show`."""
-    recipe = find_recipe(str(source), overrides, resume=False)
+    recipe = find_recipe(source, overrides)
     source_ = build.source(recipe)
     recipe = build.settle_data(recipe, source_)
     part = recipe.data

@@ -80,7 +80,7 @@ class Plan:
 
 def plan(source: str | Path, overrides: Sequence[str] = ()) -> Plan:
     """See `mimkit.api.plan`."""
-    recipe = find_recipe(str(source), overrides, resume=True)
+    recipe = find_recipe(source, overrides)
     images = None if recipe.data.path is None else build.source(recipe)
     if images is not None:
         recipe = build.settle_data(recipe, images)

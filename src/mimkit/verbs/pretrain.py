@@ -65,7 +65,16 @@ class Outcome:
 
 def run(source: str | Path, overrides: Sequence[str] = (), resume: bool = False) -> Outcome:
     """See `mimkit.api.pretrain`."""
-    recipe = find_recipe(str(source), overrides, resume)
+    if is_run(source) and not resume:
+        raise UserError(
+            f"{source} already holds a run; continue it with `mimkit pretrain {source} --resume`, or start another with "
+            f"its recipe: `mimkit pretrain {Path(source) / load.RUN_RECIPE} train.run=NAME`."
+        )
+    recipe = find_recipe(source, overrides)
+    if resume and recipe.train.run is None:
+        raise UserError(
+            f"{source} is no run folder, so there is nothing to resume; name the run: runs/NAME --resume."
+        )
     device = devices.choose_device(recipe.train.device)
     with processes.start(device) as here:
         recipe, folder = _name_run(recipe, here)
@@ -78,27 +87,21 @@ def run(source: str | Path, overrides: Sequence[str] = (), resume: bool = False)
         return _train(recipe, images, folder, resume, device, here)
 
 
-def find_recipe(source: str, overrides: Sequence[str], resume: bool) -> Recipe:
-    """The recipe behind a name, a YAML file, a run folder or images."""
-    path = Path(source).expanduser()
-    if (path / load.RUN_RECIPE).is_file():
-        if not resume:
-            raise UserError(
-                f"{source} already holds a run; continue it with `mimkit pretrain {source} --resume`, or start another "
-                "with its recipe: "
-                f"`mimkit pretrain {path / load.RUN_RECIPE} train.run=NAME`."
-            )
+def is_run(source: str | Path) -> bool:
+    """Whether `source` is a folder with a run in it."""
+    return (Path(source).expanduser() / load.RUN_RECIPE).is_file()
+
+
+def find_recipe(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe behind a name, a YAML file, a run folder or images (one is chosen then)."""
+    text, path = str(source), Path(source).expanduser()
+    if is_run(source):
         return load.resolve(source, [*overrides, f"train.run={source}"])
-    if source in load.names() or path.suffix in (".yaml", ".yml"):
-        return load.resolve(source, overrides)
-    looks_like_images = path.exists() or ("=" not in source and any(mark in source for mark in "/*{"))
-    if not looks_like_images:
-        return load.resolve(source, overrides)  # raises, and names the nearest recipe
-    if resume:
-        raise UserError(
-            f"{source} is no run folder (it has no {load.RUN_RECIPE}), so there is nothing to resume."
-        )
-    return choose_recipe(source, overrides)
+    named = text in load.names() or path.suffix in (".yaml", ".yml")
+    looks_like_images = path.exists() or ("=" not in text and any(mark in text for mark in "/*{"))
+    if named or not looks_like_images:
+        return load.resolve(source, overrides)  # for an unknown name this raises and names the nearest one
+    return choose_recipe(text, overrides)
 
 
 def choose_recipe(path: str, overrides: Sequence[str]) -> Recipe:
@@ -108,7 +111,7 @@ def choose_recipe(path: str, overrides: Sequence[str]) -> Recipe:
     cuda = torch.cuda.is_available()
     memory = torch.cuda.mem_get_info()[1] if cuda else build.free_bytes(torch.device("cpu"))
     name, chosen, reasons = choose(len(images), height, width, channels, memory / 2**30, cuda)
-    log.info("%d images at %s. Recipe %s:", len(images), path, " ".join([name, *chosen]))
+    log.info("Recipe for these images: %s", " ".join([name, *chosen]))
     for reason in reasons:
         log.info("  %s", reason)
     recipe = load.resolve(name, [f"data.path={path}", *chosen, *overrides])
