@@ -143,6 +143,23 @@ def train(
     )
 
 
+class Trouble:
+    """Not a number in some steps of process 1, once each; and one unreadable image in its every third step."""
+
+    def __init__(self, bad_steps: list[int], rank: int) -> None:
+        self.left, self.rank = set(bad_steps), rank
+
+    def __call__(self, step: int, batch: ToyBatch) -> ToyBatch:
+        if self.rank != 1:
+            return batch
+        if step % 3 == 0:
+            batch = replace(batch, skipped=(ToySkip(step, f"broken/{step}.png", "truncated"),))
+        if step + 1 in self.left:
+            self.left.remove(step + 1)
+            batch = replace(batch, images=batch.images * float("nan"))
+        return batch
+
+
 def kill_later(seconds: float) -> None:
     """End this process without a chance to clean up, at a moment that has nothing to do with the steps."""
     threading.Timer(seconds, lambda: os.kill(os.getpid(), signal.SIGKILL)).start()
@@ -153,6 +170,7 @@ def main() -> int:
     parser.add_argument("run", type=Path)
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--kill-after", type=float)
+    parser.add_argument("--bad-steps", type=json.loads)
     parser.add_argument("--settings", type=json.loads, default={})
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -160,7 +178,9 @@ def main() -> int:
         kill_later(given.kill_after)
     try:
         with processes.start(torch.device("cpu")) as who:
-            train(given.run, who=who, resume=given.resume, **given.settings)
+            spoil = None if given.bad_steps is None else Trouble(given.bad_steps, who.rank)
+            judge = Evaluator("probe", 6, lambda _module, step: {"probe": float(step)})
+            train(given.run, who=who, resume=given.resume, spoil=spoil, evaluators=(judge,), **given.settings)
     except MimkitError as error:
         print(error, file=sys.stderr)
         return error.exit_code

@@ -63,7 +63,9 @@ def test_a_bad_step_is_noted_with_its_samples_and_its_row_says_so(
         "the images",
         "nan",
     )
-    assert line["gradient"] == "conv.weight"
+    assert (
+        line["gradient"] == "conv.weight"
+    )  # the first of all, since a loss that is NaN spoils every gradient
     rows = read_rows(tmp_path / "metrics.jsonl")
     assert [row["step"] for row in rows if row.get("nonfinite")] == [6]
     assert rows[5]["loss"] is None and len(rows) == 8

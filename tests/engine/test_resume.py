@@ -132,17 +132,30 @@ def test_a_signal_lets_the_step_finish_saves_it_and_ends_with_code_130(tmp_path:
     assert losses(run) == losses(tmp_path / "whole")
 
 
-def test_when_one_of_two_processes_is_told_to_stop_both_stop_after_the_same_step(tmp_path: Path) -> None:
+def test_two_processes_know_what_goes_wrong_in_one_and_stop_together_when_one_is_told(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    processes = start_two(command(run, {"slow": 0.05, "checkpoint_every": 1000}))
-    wait_for_rows(run, 2)
+    settings = {"rollback_after": 2, "keep": 99, "slow": 0.05}
+    processes = start_two(command(run, settings, "--bad-steps", "[3, 7, 8]"))
+    wait_for_rows(run, 13)  # behind the rollback from step 8 to 5
     processes[1].send_signal(signal.SIGINT)
     said = [process.communicate(timeout=60)[1] for process in processes]
     assert [process.returncode for process in processes] == [130, 130], said
-    step = checkpoint.step_of(checkpoint.latest_good(run))
-    assert all(f"after step {step} of" in one for one in said)
-    assert step == len(read_rows(run / "metrics.jsonl"))
     assert not any("terminate called" in one for one in said)
+
+    state = checkpoint.read_state(checkpoint.latest_good(run))
+    assert all(f"after step {state.step} of {STEPS}" in one for one in said)
+    rows = read_rows(run / "metrics.jsonl")
+    assert [row["step"] for row in rows] == list(range(1, state.step + 1))
+    assert [row["step"] for row in rows if "probe" in row] == list(range(6, state.step + 1, 6))
+    assert [row["step"] for row in read_rows(run / "skipped.jsonl")] == list(range(1, state.step + 1, 3))
+
+    lines = read_rows(run / "nonfinite.jsonl")
+    assert [line["step"] for line in lines] == [3, 7, 8]
+    assert lines[0]["ids"] == [20, 21, 22, 23]  # micro-batch 1 of step 3, which process 1 had
+    assert (lines[0]["places"], lines[0]["module"]) == ([1], "the images")
+    assert (run / lines[0]["saved"] / "batch-1.safetensors").exists()
+    (rollback,) = state.rollbacks
+    assert (rollback.from_step, rollback.to_step, rollback.bad_steps) == (8, 5, (7, 8))
 
 
 def test_a_run_killed_before_its_first_checkpoint_starts_from_the_beginning(tmp_path: Path) -> None:

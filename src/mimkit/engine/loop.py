@@ -156,6 +156,7 @@ class Loop(Generic[B]):
             self.records = Records(self.run, self.state.step, self.options.writers, self.about.config)
             checkpoint.drop_after(self.run, self.state.step)  # damaged ones, which would count as the newest
         self.module.train()
+        self.optimiser.zero_grad()
         self.save()
 
     def take_step(self, stop: Stop) -> bool:
@@ -188,8 +189,8 @@ class Loop(Generic[B]):
 
     def update(self, step: Step) -> None:
         """Move the weights unless loss or gradient is not finite, which the device decides without telling the host."""
-        replaced, *_ = sums = self.processes.sum(step.sums())
-        means = sums[1:] / (self.options.accumulate * self.processes.world)
+        sums = self.processes.sum(step.sums())
+        replaced, means = sums[0], sums[1:] / (self.options.accumulate * self.processes.world)
         norms = gradient_norms(self.parameters.values())
         norm = torch.linalg.vector_norm(norms)
         finite = torch.isfinite(norm) & torch.isfinite(means[0])
@@ -238,11 +239,16 @@ class Loop(Generic[B]):
 
     def save(self) -> None:
         """Write a checkpoint of the settled state, once for each step."""
-        if self.records is not None and self.saved_step != self.state.step:
-            self.records.sync()
+
+        def write() -> None:
+            assert self.records is not None
+            self.records.sync()  # rows first: none behind a checkpoint may be missing
             checkpoint.save(self.run, self.state, self.module, self.optimiser, self.average)
             checkpoint.prune(self.run, self.options.keep)
-        self.saved_step = self.state.step
+
+        if self.saved_step != self.state.step:
+            self.processes.from_first(write)
+            self.saved_step = self.state.step
 
     def roll_back(self) -> None:
         """Go back to the last good checkpoint and on with half the rate; gives up after a few times."""

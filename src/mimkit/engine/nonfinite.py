@@ -86,10 +86,13 @@ def describe(
 def sentence(line: dict[str, Any]) -> str:
     """The line in words, for the log."""
     ids = ", ".join(str(number) for number in line["ids"][:8]) + (", ..." if len(line["ids"]) > 8 else "")
-    where = f" first in {line['module']}" if line["module"] else " in the backward pass"
+    backward = math.isfinite(float(line["loss"]))
+    where = (
+        f"in {line['module']}" if line["module"] else "in the gradients" if backward else "in the loss itself"
+    )
     kept = f" Saved to {line['saved']}." if line.get("saved") else ""
     return (
-        f"Step {line['step']} was not finite (loss {line['loss']}, gradient norm {line['grad_norm']}),{where}; "
+        f"Step {line['step']} was not finite (loss {line['loss']}, gradient norm {line['grad_norm']}), first {where}; "
         f"its update is left out. Samples: {ids}.{kept}"
     )
 
