@@ -28,7 +28,7 @@ FOREIGN_ENCODER = Family("timm's own names", (Rule(("{rest}",), "encoder.model.{
 Tensors = dict[str, Tensor]
 Reasons = dict[str, tuple[str, ...]]  # reason -> names
 
-OTHER_DECODER = "the file's decoder is of another size"
+OTHER_DECODER = "the file's decoder is of another size or predicts other patches"
 
 
 def initialise(target: nn.Module, source: str) -> LoadReport:
