@@ -67,7 +67,7 @@ def run(source: str | Path, overrides: Sequence[str] = (), resume: bool = False)
     """See `mimkit.api.pretrain`."""
     if is_run(source) and not resume:
         raise UserError(
-            f"{source} already holds a run; continue it with `mimkit pretrain {source} --resume`, or start another with "
+            f"{source} already holds a run; go on with `mimkit pretrain {source} --resume`, or start another with "
             f"its recipe: `mimkit pretrain {Path(source) / load.RUN_RECIPE} train.run=NAME`."
         )
     recipe = find_recipe(source, overrides)

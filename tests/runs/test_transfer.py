@@ -1,0 +1,53 @@
+"""Does pre-training on a thousand photographs help on other, labelled ones? Three seeds, beside random weights.
+
+An honest run of half an hour on two cores; `make test-slow` prints the table that stands in docs/results.md.
+"""
+
+import zipfile
+from pathlib import Path
+from statistics import mean, stdev
+
+import pytest
+
+import mimkit
+from mimkit.analysis.probe import ProbeTable
+
+SHARED = Path(__file__).parents[3] / "shared" / "data"
+SEEDS = (0, 1, 2)
+EPOCHS = 60
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(0)
+@pytest.mark.skipif(
+    not SHARED.exists(), reason="the data sets imagenet_samples and cifar10 do not lie beside the checkout"
+)
+def test_tiny_mae_on_photographs_is_probed_on_cifar10_beside_random_weights(tmp_path: Path) -> None:
+    with zipfile.ZipFile(SHARED / "cifar10" / "train.zip") as archive:
+        archive.extractall(tmp_path / "cifar10")
+    tables = [one_seed(seed, tmp_path) for seed in SEEDS]
+    print(
+        f"\nmae_tiny, {EPOCHS} epochs on imagenet_samples; 5000 images of cifar10, 5-fold; accuracy in %, mean ± std of seeds"
+    )
+    for classifier in ("knn", "linear"):
+        for weights in ("trained", "random"):
+            best = [100 * table.best_of(weights, classifier).accuracy for table in tables]
+            layers = sorted({table.best_of(weights, classifier).layer for table in tables})
+            print(f"{classifier:7} {weights:8} {mean(best):5.1f} ± {stdev(best):.1f}   best layer {layers}")
+    gains = [
+        table.best_of("trained", "linear").accuracy - table.best_of("random", "linear").accuracy
+        for table in tables
+    ]
+    assert all(gain > 0 for gain in gains), gains
+
+
+def one_seed(seed: int, folder: Path) -> ProbeTable:
+    """Pre-train with `seed` and probe on the training images of cifar10."""
+    run = folder / f"seed-{seed}"
+    settings = [
+        f"data.path={SHARED / 'imagenet_samples' / 'images'}",
+        f"train.epochs={EPOCHS}",
+        f"train.seed={seed}",
+    ]
+    mimkit.pretrain("mae_tiny", [*settings, f"train.run={run}", "log.samples_every=20"])
+    return mimkit.probe(run, [f"data.path={folder / 'cifar10' / 'train'}"], folder / f"probe-{seed}.json")
