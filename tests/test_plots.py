@@ -54,6 +54,18 @@ def test_the_panel_that_leaks_says_so_and_is_drawn_only_where_it_exists() -> Non
     assert "leaks" not in plain
 
 
+def test_many_images_stand_in_two_blocks_that_fit_a_screen() -> None:
+    original = images(8)
+    figure = plots.reconstruction(original, views(original, leaking=True), [f"{i}.jpg" for i in range(8)])
+    assert len(figure.axes) == 8 * 4
+    width, height = 100 * figure.get_size_inches()
+    assert width < 1400 and height < 700
+    assert sum(axes.get_title() == "original" for axes in figure.axes) == 2
+    assert sorted(axes.get_ylabel() for axes in figure.axes if axes.get_ylabel()) == [
+        f"{i}.jpg" for i in range(8)
+    ]
+
+
 def test_hidden_pixels_are_hidden_and_visible_ones_stay() -> None:
     original = images(1)
     figure = plots.reconstruction(original, views(original))

@@ -87,7 +87,7 @@ def probe_bars(
     axes.set_xticks(places, labels, color=INK)
     top = 100 * max([*trained, *random, 0.01]) + (100 * max([*spread[0], *spread[1]]) if spread else 0)
     axes.set_ylim(0, 1.28 * top)
-    axes.set_yticks([tick for tick in axes.get_yticks() if tick <= 100])
+    _cap(axes, 100)
     _chance(axes, chance)
     legend(axes, "upper right", 2)
     head(axes, title)
@@ -118,10 +118,8 @@ def draw_loss(axes: "Axes", loss: Series, trivial: Mapping[str, float], fixed: S
     }
     bottom, top = min([bottom, *near.values()]), max([top, *near.values()])
     margin = 0.06 * (top - bottom) or 0.05 * abs(top) or 0.1
-    # two entries of the legend in a row need about a sixth of a small chart
-    rows = -(-(len(near) + (len(near) < len(trivial))) // 2)
-    room = (0.0, 0.25, 0.5, 0.8)[min(rows, 3)] * (top - bottom)
-    axes.set_ylim(bottom - margin, top + margin + room)
+    axes.set_ylim(bottom - margin, top + margin)
+    _make_room(axes, len(near) + (len(near) < len(trivial)))
     for (name, value), colour, dash in zip(
         near.items(), (VERMILLION, GREEN, PURPLE, ORANGE), DASHES, strict=False
     ):
@@ -151,7 +149,10 @@ def draw_lines(
     if zero:
         axes.set_ylim(0, 1.1 * max(axes.get_ylim()[1], 0.01))
     if any(lines):
-        legend(axes, "best")
+        _make_room(axes, len(lines))
+        legend(axes, "upper right", 2)
+    if percent:
+        _cap(axes, 1)
 
 
 def draw_probe_layers(
@@ -188,7 +189,9 @@ def draw_probe_layers(
         beyond: dict[str, Any] = {"loc": "center left", "bbox_to_anchor": (1.06, 0.5)}
         axes.legend(frameon=False, fontsize=8, labelcolor=INK, handlelength=2.6, **beyond)
     else:
-        legend(axes, "best")
+        _make_room(axes, len(curves))
+        legend(axes, "upper right", 2)
+    _cap(axes, 100)
 
 
 def thin(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -224,6 +227,19 @@ def head(axes: "Axes", title: str) -> None:
 
 def legend(axes: "Axes", place: Any, columns: int = 1) -> None:
     axes.legend(frameon=False, fontsize=8, loc=place, ncols=columns, labelcolor=INK, handlelength=2.6)
+
+
+def _cap(axes: "Axes", limit: float) -> None:
+    """No ticks above `limit`: room for a legend is no accuracy of 110 %."""
+    low, high = axes.get_ylim()
+    axes.set_yticks([tick for tick in axes.get_yticks() if low <= tick <= min(high, limit)])
+
+
+def _make_room(axes: "Axes", entries: int) -> None:
+    """Lift the upper limit so that a legend of two columns stands above the lines: a row takes a tenth of a chart."""
+    low, high = axes.get_ylim()
+    share = min(0.55, 0.06 + 0.1 * -(-entries // 2)) if entries else 0.0
+    axes.set_ylim(low, low + (high - low) / (1 - share))
 
 
 def tidy(axes: "Axes", xlabel: str, ylabel: str) -> None:

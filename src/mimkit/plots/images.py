@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 HIDDEN = 0.88  # grey of what is hidden
+ROWS = 4  # more images stand in two blocks
 GUESSED = "prediction (patch mean and contrast guessed from visible patches)"
 LEAKING = "prediction with the TRUE patch mean and contrast: leaks the answer"
 Channels = tuple[int, ...] | None
@@ -150,30 +151,30 @@ def _masked(original: np.ndarray, hidden: np.ndarray) -> np.ndarray:
 def _sheet(
     columns: Sequence[tuple[str, np.ndarray]], names: Sequence[str], title: str, channels: Channels
 ) -> "Figure":
-    """Columns of images (B, H, W, C) with a head each, one row per image, all on one scale of brightness."""
-    originals = columns[0][1]
+    """Columns of images (B, H, W, C) with a head each, one row per image, all on one scale of brightness.
+
+    More than four rows of few columns stand in two blocks side by side, so that a picture fits a screen.
+    """
+    originals, count = columns[0][1], len(columns)
     height, width = originals.shape[1:3]
-    cell = _cell(width, len(columns))
+    blocks = 2 if len(originals) > ROWS and count <= ROWS else 1
+    rows = -(-len(originals) // blocks)
+    cell = _cell(width, count * blocks)
+    tall = round(cell * height / width)
     low, high = _range(originals)
     heads = [textwrap.wrap(text, max(8, int(cell / 7.2))) for text, _ in columns]
-    figure, place = _canvas(
-        len(columns),
-        len(originals),
-        (cell, round(cell * height / width)),
-        title + _notes(originals[0], channels, low, high),
-        head=14 * max(map(len, heads)) + 4,
-        left=18 if names else 0,
-    )
+    title += _notes(originals[0], channels, low, high)
+    above = 14 * max(map(len, heads)) + 4
+    figure, place = _canvas(count, rows, (cell, tall), title, above, left=18 if names else 0, blocks=blocks)
     for x, (_, images) in enumerate(columns):
-        for y, image in enumerate(images):
-            axes = place(x, y)
+        for index, image in enumerate(images):
+            block, y = divmod(index, rows)
+            axes = place(x + block * count, y)
             _show(axes, (rgb(image, channels) - low) / (high - low), cell)
             if y == 0:
                 axes.set_title("\n".join(heads[x]), fontsize=9, color=INK, pad=4)
             if x == 0 and names:
-                axes.set_ylabel(
-                    _short(names[y], round(cell * height / width)), fontsize=8, color=MUTED, labelpad=4
-                )
+                axes.set_ylabel(_short(names[index], tall), fontsize=8, color=MUTED, labelpad=4)
     return figure
 
 
@@ -204,13 +205,18 @@ def _canvas(
     head: int = 0,
     left: int = 0,
     below: int = 0,
+    blocks: int = 1,
 ) -> tuple["Figure", Callable[[int, int], "Axes"]]:
-    """A figure measured in pixels, and a function (column, row) -> its axes. cell: width, height."""
+    """A figure measured in pixels, and a function (column, row) -> its axes.
+
+    cell: width, height. head, left, below: room above the first row, left of each block, below each cell. blocks: of
+    `columns` columns each, side by side; columns count on from block to block.
+    """
     from matplotlib.figure import Figure
 
-    gap, margin = 6, 10
-    width = 2 * margin + left + columns * cell[0] + (columns - 1) * gap
-    width = max(width, 300)
+    gap, margin, between = 6, 10, 14
+    block = left + columns * cell[0] + (columns - 1) * gap
+    width = max(2 * margin + blocks * block + (blocks - 1) * between, 300)
     lines = textwrap.wrap(title, int(width / 7))
     top = margin + (16 * len(lines) + 8 if lines else 0) + head
     height = top + rows * (cell[1] + below) + (rows - 1) * gap + margin
@@ -219,7 +225,7 @@ def _canvas(
         figure.text(margin / width, 1 - margin / height, "\n".join(lines), va="top", fontsize=10, color=INK)
 
     def place(column: int, row: int) -> "Axes":
-        x = margin + left + column * (cell[0] + gap)
+        x = margin + left + column // columns * (block + between) + column % columns * (cell[0] + gap)
         y = top + row * (cell[1] + below + gap) + cell[1]
         return figure.add_axes((x / width, 1 - y / height, cell[0] / width, cell[1] / height))
 
