@@ -5,10 +5,7 @@ Run as a program it trains in a process of its own, so that tests can kill it, s
 
 import argparse
 import json
-import os
-import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -160,22 +157,14 @@ class Trouble:
         return batch
 
 
-def kill_later(seconds: float) -> None:
-    """End this process without a chance to clean up, at a moment that has nothing to do with the steps."""
-    threading.Timer(seconds, lambda: os.kill(os.getpid(), signal.SIGKILL)).start()
-
-
 def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("run", type=Path)
     parser.add_argument("--resume", action="store_true")
-    parser.add_argument("--kill-after", type=float)
     parser.add_argument("--bad-steps", type=json.loads)
     parser.add_argument("--settings", type=json.loads, default={})
     given = parser.parse_args()
     torch.set_num_threads(1)
-    if given.kill_after is not None:
-        kill_later(given.kill_after)
     try:
         with processes.start(torch.device("cpu")) as who:
             spoil = None if given.bad_steps is None else Trouble(given.bad_steps, who.rank)

@@ -73,19 +73,13 @@ def test_a_run_killed_at_random_moments_continues_to_the_same_bits(tmp_path: Pat
     settings = {"precision": precision, "ema": 0.9, "accumulate": 2}
     train(tmp_path / "whole", STEPS, **settings)  # type: ignore[arg-type]
     killed = tmp_path / "killed"
-    kills = 0
-    for moment in (random.uniform(0.1, 0.7), random.uniform(0.1, 0.7)):
-        more = ["--resume"] if killed.exists() else []
-        slow = {**settings, "slow": 0.008}
-        done = subprocess.run(
-            command(killed, slow, "--kill-after", str(moment), *more),
-            env=environment(),
-            capture_output=True,
-            check=False,
-        )
-        assert done.returncode in (0, -signal.SIGKILL), done.stderr.decode()
-        kills += done.returncode == -signal.SIGKILL
-    assert kills
+    slow = command(killed, {**settings, "slow": 0.01, "checkpoint_every": 2})
+    for rows in sorted(random.sample(range(1, 30), 2)):
+        life = subprocess.Popen([*slow, "--resume"] if killed.exists() else slow, env=environment())
+        wait_for_rows(killed, rows)
+        time.sleep(random.uniform(0, 0.04))  # anywhere in a step, or while a checkpoint is written
+        life.kill()
+        assert life.wait() == -signal.SIGKILL
     train(killed, STEPS, resume=True, **settings)  # type: ignore[arg-type]
     assert losses(killed) == losses(tmp_path / "whole")
     assert last_weights(killed) == last_weights(tmp_path / "whole")
