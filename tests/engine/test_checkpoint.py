@@ -1,8 +1,6 @@
 """Checkpoints are whole or not there, and bring everything back into its own memory layout."""
 
 import errno
-import subprocess
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -184,20 +182,6 @@ def test_a_failing_disk_leaves_the_last_good_checkpoint_and_no_remains(
     assert "--resume" in str(caught.value)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-5"]
     assert checkpoint.latest_good(tmp_path).name == "step-5"
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of its own with little room; skipped where it may not be mounted."""
-    place = tmp_path / "small"
-    place.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(place)], capture_output=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip("a tmpfs cannot be mounted here")
-    yield place
-    subprocess.run(["umount", str(place)], check=True)
 
 
 def test_a_full_disk_leaves_the_last_good_checkpoint(small_disk: Path) -> None:

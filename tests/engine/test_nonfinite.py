@@ -194,3 +194,32 @@ def test_batches_of_any_form_are_flattened_by_dotted_names() -> None:
         "targets.boxes.0": (1,),
         "targets.boxes.1": (3,),
     }
+
+
+def test_on_a_gpu_where_numbers_come_late_the_same_is_written_down(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(tmp_path / "at once", 16, spoil=Fickle(1), ema=0.9)
+    monkeypatch.setattr("mimkit.engine.loop.lateness", lambda _: 3)
+    late = train(tmp_path / "late", 16, spoil=Fickle(1), ema=0.9)
+    rows = [
+        [
+            {key: row[key] for key in ("step", "loss", "lr", "grad_norm")}
+            for row in read_rows(tmp_path / name / "metrics.jsonl")
+        ]
+        for name in ("at once", "late")
+    ]
+    assert rows[0] == rows[1] and len(rows[0]) == 16
+    assert late.state == checkpoint.read_state(checkpoint.latest_good(tmp_path / "at once"))
+    lines = read_rows(tmp_path / "late" / "nonfinite.jsonl")
+    assert [line["step"] for line in lines] == [8, 9, 10]
+    saved = json.loads((tmp_path / "late" / lines[0]["saved"] / "state.json").read_text())
+    assert saved["weights_of_step"] == 10  # read before the checkpoint of step 10, with the weights of then
+
+
+def test_late_numbers_still_lead_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mimkit.engine.loop.lateness", lambda _: 3)
+    outcome = train(tmp_path, 16, spoil=Fickle(1), rollback_after=2, checkpoint_every=7)
+    (rollback,) = outcome.state.rollbacks
+    assert (rollback.to_step, rollback.bad_steps) == (7, (8, 9))
+    assert [row["step"] for row in read_rows(tmp_path / "metrics.jsonl")] == list(range(1, 17))

@@ -175,6 +175,19 @@ def test_a_damaged_newest_checkpoint_costs_steps_but_no_bits(
     assert checkpoint.check(run / "checkpoints" / "step-16").step == 16
 
 
+def test_a_disk_that_fills_up_ends_the_run_in_a_sentence_and_with_room_it_goes_on(
+    small_disk: Path, tmp_path: Path
+) -> None:
+    train(tmp_path / "whole", STEPS)
+    with pytest.raises(UserError, match=r"the disk is full|No space left on device"):
+        train(small_disk, STEPS, checkpoint_every=1, keep=99)
+    assert not list((small_disk / "checkpoints").glob(".writing*"))
+    assert checkpoint.step_of(checkpoint.latest_good(small_disk)) > 5
+    subprocess.run(["mount", "-o", "remount,size=4m", str(small_disk)], check=True)
+    train(small_disk, STEPS, resume=True)
+    assert losses(small_disk) == losses(tmp_path / "whole")
+
+
 def test_step_zero_is_saved_at_the_start(tmp_path: Path) -> None:
     train(tmp_path)
     state = checkpoint.check(tmp_path / "checkpoints" / "step-0")

@@ -8,7 +8,7 @@ from torch import nn
 
 from mimkit.engine import checkpoint
 from mimkit.engine.checkpoint import State
-from mimkit.engine.run_folder import JsonLines, claim, log_file, read_rows
+from mimkit.engine.run_folder import FILE_ONLY, JsonLines, claim, log_file, read_rows
 from mimkit.errors import UserError
 
 
@@ -68,11 +68,19 @@ def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path: Path) -> None:
 def test_what_mimkit_logs_goes_to_the_log_file_while_it_is_open(tmp_path: Path) -> None:
     logger = logging.getLogger("mimkit.anything")
     level = logging.getLogger("mimkit").level
-    with log_file(tmp_path):
+    shown: list[logging.LogRecord] = []
+    terminal = logging.Handler()
+    terminal.emit = shown.append  # type: ignore[method-assign]
+    logging.getLogger("mimkit").addHandler(terminal)
+    with log_file(tmp_path), log_file(tmp_path):
         logger.info("inside")
+        FILE_ONLY.info("for the file")
     logger.warning("outside")
-    assert "INFO inside" in (tmp_path / "log.txt").read_text()
-    assert "outside" not in (tmp_path / "log.txt").read_text()
+    logging.getLogger("mimkit").removeHandler(terminal)
+    FILE_ONLY.info("for nobody")
+    lines = (tmp_path / "log.txt").read_text().splitlines()
+    assert [line.partition("INFO ")[2] for line in lines] == ["inside", "for the file"]
+    assert [record.message for record in shown] == ["inside", "outside"]
     assert logging.getLogger("mimkit").level == level
 
 

@@ -33,8 +33,12 @@ MOST_SAVED = 5  # failing steps that are saved with batch and weights in one run
 
 @dataclasses.dataclass(frozen=True)
 class Failure:
-    """What one process knows of a failed step: its failing micro-batches by place, their samples, where it arose."""
+    """What one process knows of a failed step: its failing micro-batches by place, their samples, where it arose.
 
+    loss: whether a loss of its own was not finite; else its micro-batches are listed only in case no process has one.
+    """
+
+    loss: bool
     places: list[int]
     seeds: list[int]
     ids: list[int]
@@ -57,6 +61,7 @@ def examine(
     where = first_bad_module(module, prepare(step.batches[bad[0]]), autocast()) if bad else ""
     chosen = bad or list(range(len(losses)))
     return Failure(
+        loss=bool(bad),
         places=[step.places[index] for index in chosen],
         seeds=[step.seeds[index] for index in chosen],
         ids=[int(number) for index in chosen for number in step.batches[index].ids.tolist()],
@@ -68,7 +73,7 @@ def describe(
     step: Step, numbers: Numbers, failures: Sequence[Failure], lr_factor: float, names: Sequence[str]
 ) -> dict[str, Any]:
     """The line for nonfinite.jsonl, from what all processes know. names: parameters in the order of `step.norms`."""
-    guilty = [failure for failure in failures if failure.module] or failures
+    guilty = [failure for failure in failures if failure.loss] or failures
     return {
         "step": step.number,
         "lr": step.lr,
@@ -110,7 +115,6 @@ def save(
     def begin() -> bool:
         if len(list((run / FOLDER).glob("step-*"))) >= MOST_SAVED:
             return False
-        folder.mkdir(parents=True, exist_ok=True)
         return _written(folder, lambda: _save_weights(folder, line, module, weights_of))
 
     if not processes.from_first(begin):
@@ -179,6 +183,7 @@ def _watch(name: str, found: list[str]) -> Callable[..., None]:
 
 
 def _save_weights(folder: Path, line: dict[str, Any], module: nn.Module, weights_of: int) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors_of(module.state_dict()), folder / MODEL)
     (folder / STATE).write_text(
         json.dumps({**line, "weights_of_step": weights_of}, indent=1), encoding="utf-8"

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
 
+from mimkit.engine.run_folder import FILE_ONLY
+
 log = logging.getLogger(__name__)
 
 WINDOW = 100  # steps over which data time is held against step time
@@ -36,9 +38,8 @@ class Progress:
         if self._bar is not None:
             self._bar.show(step, self.brief(row))
         if step % self.log_every == 0 or step == self.total:
-            # beside a bar the line goes to log.txt only
-            level = logging.INFO if self._bar is None else logging.DEBUG
-            log.log(level, "step %d/%d  %s", step, self.total, self.describe(row))
+            logger = log if self._bar is None else FILE_ONLY
+            logger.info("step %d/%d  %s", step, self.total, self.describe(row))
 
     def describe(self, row: Mapping[str, Any]) -> str:
         """'epoch 3.20  lr 1.20e-04  loss 0.5123  98.3 images/s  41% of peak  data 3%  left 0:12:31'."""
@@ -77,7 +78,7 @@ class DataWatch:
             return
         data, whole = (sum(times) / WINDOW for times in zip(*self._rows, strict=True))
         self._rows.clear()
-        log.debug("Data: %.3f s of %.3f s a step (%.0f %%).", data, whole, 100 * data / whole)
+        FILE_ONLY.info("Data: %.3f s of %.3f s a step (%.0f %%).", data, whole, 100 * data / whole)
         if data > STARVING * whole and not self._starving:
             log.warning(
                 "The loader starves the loop: of %.3f s a step, %.3f s (%.0f %%) went into waiting for data. More "

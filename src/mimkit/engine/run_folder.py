@@ -17,6 +17,9 @@ from typing import Any
 from mimkit.engine import checkpoint
 from mimkit.errors import UserError
 
+FILE_ONLY = logging.getLogger("mimkit.file")  # for what a terminal with a progress bar need not show
+FILE_ONLY.setLevel(logging.INFO)
+FILE_ONLY.propagate = False
 RECIPE, LOG = "recipe.yaml", "log.txt"
 METRICS, SKIPPED, NONFINITE = "metrics.jsonl", "skipped.jsonl", "nonfinite.jsonl"
 
@@ -104,18 +107,28 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 @contextmanager
 def log_file(run: Path) -> Iterator[None]:
-    """While this lasts, what mimkit logs goes to run/log.txt too, with the time of day."""
+    """While this lasts, what mimkit logs goes to run/log.txt too, with the time of day.
+
+    May be entered again inside: the lines stay single.
+    """
     logger = logging.getLogger("mimkit")
-    handler = logging.FileHandler(run / LOG, encoding="utf-8")
+    path = str((run / LOG).resolve())
+    if any(getattr(handler, "baseFilename", None) == path for handler in logger.handlers):
+        yield
+        return
+    handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     level = logger.level
-    logger.addHandler(handler)
-    logger.setLevel(logging.DEBUG)
+    if logger.getEffectiveLevel() > logging.INFO:
+        logger.setLevel(logging.INFO)
+    for one in (logger, FILE_ONLY):
+        one.addHandler(handler)
     try:
         yield
     finally:
+        for one in (logger, FILE_ONLY):
+            one.removeHandler(handler)
         logger.setLevel(level)
-        logger.removeHandler(handler)
         handler.close()
 
 
