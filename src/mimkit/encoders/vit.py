@@ -8,6 +8,7 @@ differs.
 """
 
 import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple
@@ -42,6 +43,7 @@ VARIANTS = {
     "vit_large": Variant(1024, 24, 16, 16, "Dosovitskiy et al. 2021, table 1"),
     "vit_huge": Variant(1280, 32, 16, 14, "Dosovitskiy et al. 2021, table 1"),
 }
+CUSTOM = re.compile(r"vit:(\d+)x(\d+)x(\d+)(?:x(\d+))?")  # width, depth, heads, and the MLPs' hidden channels
 
 
 def build(
@@ -55,10 +57,13 @@ def build(
     layer_scale: float | None = None,
     checkpointing: bool = False,
 ) -> "ViT":
-    """The encoder `name` of VARIANTS for images of `channels` and usually of `size` (its grid sets the position
-    table).
+    """The encoder `name` of VARIANTS, or `vit:WIDTHxDEPTHxHEADS` with numbers of one's own, for images of `channels` and
+    usually of `size` (its grid sets the position table).
+
+    A fourth number is the hidden channels of the MLPs; 4 times the width where there is none. Raises UserError for
+    numbers that make no ViT.
     """
-    row = VARIANTS[name]
+    row, mlp_ratio = _row(name)
     return ViT(
         row.width,
         row.depth,
@@ -66,12 +71,35 @@ def build(
         patch=tuple(patch or (row.patch, row.patch)),
         channels=channels,
         size=size,
+        mlp_ratio=mlp_ratio,
         positions=positions,
         class_token=class_token,
         drop_path=drop_path,
         layer_scale=layer_scale,
         checkpointing=checkpointing,
     )
+
+
+def custom(width: int, depth: int, heads: int, hidden: int | None = None) -> str:
+    """The name under which `build` knows a ViT of these numbers: that of VARIANTS where it has one."""
+    if hidden in (None, 4 * width):
+        named = (name for name, row in VARIANTS.items() if row[:3] == (width, depth, heads))
+        return next(named, f"vit:{width}x{depth}x{heads}")
+    return f"vit:{width}x{depth}x{heads}x{hidden}"
+
+
+def _row(name: str) -> tuple[Variant, float]:
+    """(row, hidden over outer channels of the MLPs)."""
+    if name in VARIANTS:
+        return VARIANTS[name], 4.0
+    found = CUSTOM.fullmatch(name)
+    width, depth, heads, hidden = (int(n or 0) for n in found.groups()) if found else (0, 0, 0, 0)
+    if not (width and depth and heads) or width % heads:
+        raise UserError(
+            f"The encoder {name!r} is no ViT; write vit:WIDTHxDEPTHxHEADS with heads that divide the width, "
+            "as vit:192x12x3."
+        )
+    return Variant(width, depth, heads, 16, "numbers of one's own"), hidden / width if hidden else 4.0
 
 
 class PatchEmbed(nn.Module):
@@ -126,7 +154,7 @@ class ViT(Encoder):
         self.pos_embed = _position_table(positions, width, self.grid, class_token)
         rates = drop_path_rates(drop_path, depth)
         self.blocks = nn.ModuleList(Block(width, heads, mlp_ratio, rate, layer_scale, eps) for rate in rates)
-        self.norm = nn.LayerNorm(width, eps=eps)
+        self.norm: nn.Module = nn.LayerNorm(width, eps=eps)
         self._initialise()
 
     def _initialise(self) -> None:
