@@ -1,7 +1,7 @@
 """What the loader hands over: one dataclass for pre-training methods and for tasks alike."""
 
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, fields, replace
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -37,18 +37,16 @@ class Batch:
     views: Tensor | None = None
     skipped: tuple[Skip, ...] = ()
 
-    def to(self, device: torch.device, non_blocking: bool = False) -> "Batch":
+    def to(self, device: torch.device, non_blocking: bool = False) -> Self:
         def move(value: Any) -> Any:
             return value.to(device, non_blocking=non_blocking) if isinstance(value, Tensor | Mask) else value
 
-        names = ("images", "ids", "mask", "sizes", "targets", "views")
-        return replace(self, **{name: move(getattr(self, name)) for name in names})
+        return replace(self, **{entry.name: move(getattr(self, entry.name)) for entry in fields(self)})
 
-    def pin_memory(self) -> "Batch":
+    def pin_memory(self) -> Self:
         """Called by torch's DataLoader when pinning is on."""
 
         def pin(value: Any) -> Any:
             return value.pin_memory() if isinstance(value, Tensor | Mask) else value
 
-        names = ("images", "ids", "mask", "sizes", "targets", "views")
-        return replace(self, **{name: pin(getattr(self, name)) for name in names})
+        return replace(self, **{entry.name: pin(getattr(self, entry.name)) for entry in fields(self)})

@@ -11,9 +11,10 @@ with 4 repeats it has 4 times as many steps, 4 "effective epochs" in the words o
 """
 
 import logging
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -39,6 +40,7 @@ from mimkit.masks import Mask, Masker, collate
 log = logging.getLogger(__name__)
 
 Place = tuple[int, int]  # (epoch, id)
+Drawn = TypeVar("Drawn")
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,24 @@ class PretrainBatch(Batch):
     """small: ids of the images that are smaller than the crop and were scaled up."""
 
     small: tuple[int, ...] = ()
+
+
+B = TypeVar("B", bound=PretrainBatch)
+B_co = TypeVar("B_co", bound=PretrainBatch, covariant=True)
+
+
+class TrainData(Protocol[B_co]):
+    """What `train_batches` asks of the images of a source: `batch` makes the crops of `places`, `repeats` of each."""
+
+    @property
+    def seed(self) -> int: ...
+
+    @property
+    def repeats(self) -> int: ...
+
+    def __len__(self) -> int: ...
+
+    def batch(self, places: Sequence[Place]) -> B_co: ...
 
 
 @dataclass(frozen=True)
@@ -108,22 +128,8 @@ class PretrainData:
         )
 
     def sample(self, epoch: int, id: int) -> Sample:
-        """The image `id` in `epoch`, or the first readable one of those drawn in its place.
-
-        Raises DataError when none of `attempts` draws can be read.
-        """
-        skipped: list[Skip] = []
-        for attempt in range(self.attempts):
-            place = id if attempt == 0 else replacement(self.seed, epoch, id, attempt, len(self))
-            try:
-                return self._read(place, sample_generator(self.seed, epoch, id, attempt), tuple(skipped))
-            except DecodeError as error:
-                skipped.append(Skip(place, self.source.key(place), error.reason))
-        last = skipped[-1]
-        raise DataError(
-            f"{self.attempts} images in a row could not be read from {self.source.name}, the last one {last.name!r}: "
-            f"{last.reason}; `mimkit data check {self.source.name}` lists them all."
-        )
+        """The image `id` in `epoch`, or one in its place; see `first_readable`."""
+        return first_readable(self.source, self.seed, epoch, id, self.attempts, self._read)
 
     def _read(self, place: int, rng: np.random.Generator, skipped: tuple[Skip, ...]) -> Sample:
         """Everything random is drawn from the header's size, before the pixels are decoded no larger than needed."""
@@ -142,6 +148,33 @@ class PretrainData:
             return []
         grid = tuple(side // cell for side, cell in zip(self.size, self.masker.unit, strict=True))
         return [self.masker(rng, grid) for _ in range(self.repeats)]
+
+
+def first_readable(
+    source: Source,
+    seed: int,
+    epoch: int,
+    id: int,
+    attempts: int,
+    read: Callable[[int, np.random.Generator, tuple[Skip, ...]], Drawn],
+) -> Drawn:
+    """What `read(place, generator, skipped)` makes of image `id` in `epoch`, or of the first of those drawn in its
+    place that can be read.
+
+    Raises DataError when none of `attempts` draws can be read.
+    """
+    skipped: list[Skip] = []
+    for attempt in range(attempts):
+        place = id if attempt == 0 else replacement(seed, epoch, id, attempt, len(source))
+        try:
+            return read(place, sample_generator(seed, epoch, id, attempt), tuple(skipped))
+        except DecodeError as error:
+            skipped.append(Skip(place, source.key(place), error.reason))
+    last = skipped[-1]
+    raise DataError(
+        f"{attempts} images in a row could not be read from {source.name}, the last one {last.name!r}: "
+        f"{last.reason}; `mimkit data check {source.name}` lists them all."
+    )
 
 
 def upright_size(data: bytes | np.ndarray, key: str) -> tuple[int, int]:
@@ -174,7 +207,7 @@ def stack(images: Sequence[Tensor]) -> Tensor:
 
 
 def train_batches(
-    data: PretrainData,
+    data: TrainData[B],
     batch_size: int,
     micro_batch: int,
     start_step: int,
@@ -183,7 +216,7 @@ def train_batches(
     rank: int = 0,
     world: int = 1,
     pin: bool = False,
-) -> Generator[PretrainBatch, None, None]:
+) -> Generator[B, None, None]:
     """The micro-batches of process `rank` of `world` for the optimiser steps start_step .. steps - 1, in order.
 
     `batch_size / (micro_batch * world)` of them make a step. Micro-batch j of process r holds the crops [(j * world +
@@ -196,7 +229,7 @@ def train_batches(
     return _warned(ordered_map(data.batch, places, workers, pin=pin))
 
 
-def _warned(batches: Generator[PretrainBatch, None, None]) -> Generator[PretrainBatch, None, None]:
+def _warned(batches: Generator[B, None, None]) -> Generator[B, None, None]:
     """The same batches, with a warning at the 1st, 10th, 100th ... image that is smaller than the crop."""
     small: set[int] = set()
     with closing(batches):
@@ -209,7 +242,7 @@ def _warned(batches: Generator[PretrainBatch, None, None]) -> Generator[Pretrain
 
 
 def _places(
-    data: PretrainData, batch_size: int, micro_batch: int, start_step: int, steps: int, rank: int, world: int
+    data: TrainData[B], batch_size: int, micro_batch: int, start_step: int, steps: int, rank: int, world: int
 ) -> Iterator[list[Place]]:
     images, share = batch_size // data.repeats, micro_batch // data.repeats
     for step in range(start_step, steps):

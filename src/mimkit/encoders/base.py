@@ -122,6 +122,13 @@ class Encoder(nn.Module):
         """The attention modules, in order of computation."""
         return iter(())
 
+    def drop_norm(self) -> bool:
+        """Leave the norm behind the last layer out from now on, for a task that normalises behind its pooling.
+
+        False, and nothing changes, where the encoder has none that can be left out.
+        """
+        return False
+
     def check(self, images: Tensor, mask: Mask | None, mask_token: Tensor | None) -> None:
         """Raise UserError where images or mask do not go with this encoder."""
         if images.ndim != 2 + len(self.unit) or images.shape[1] != self.channels:

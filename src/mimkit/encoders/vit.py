@@ -270,6 +270,11 @@ class ViT(Encoder):
             return int(name.split(".")[1]) + 1
         return self.depth + 1
 
+    def drop_norm(self) -> bool:
+        """As MAE's mean-pooled classifiers do, whose files hold no `norm` (appendix A.1)."""
+        self.norm = nn.Identity()
+        return True
+
     def attentions(self) -> Iterator[AttentionSite]:
         for name, module in self.named_modules():
             if isinstance(module, Attention):
