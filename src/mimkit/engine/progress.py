@@ -51,7 +51,8 @@ class Progress:
         images = sum(entry["images_per_second"] * entry["seconds"] for entry in self._recent)
         waited = sum(entry["data_seconds"] for entry in self._recent)
         left = timedelta(seconds=round((self.total - row["step"]) * seconds / len(self._recent)))
-        peak = f"  {row['peak_share']:.0%} of peak" if "peak_share" in row else ""
+        reached = sum(entry.get("peak_share", 0.0) * entry["seconds"] for entry in self._recent)
+        peak = f"  {reached / seconds:.0%} of peak" if "peak_share" in row else ""
         speed = f"{images / seconds:.1f} images/s{peak}  data {waited / seconds:.0%}"
         return f"loss {row['loss']:.4f}  {speed}  left {left}"
 
