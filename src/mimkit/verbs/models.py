@@ -5,24 +5,25 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import Tensor
-
-from mimkit import encoders, zoo
+from mimkit import zoo
 from mimkit.encoders import Encoder
 from mimkit.encoders.vit import VARIANTS
 from mimkit.engine import checkpoint
-from mimkit.errors import DataError, UserError
+from mimkit.errors import UserError
 from mimkit.methods.base import Method
 from mimkit.recipes import build, load
 from mimkit.recipes.schema import Recipe
+from mimkit.verbs.describe import recipe_of, says, statistics
 from mimkit.zoo.likeness import size_of
 from mimkit.zoo.load import load as fill
+from mimkit.zoo.load import read_strictly
+from mimkit.zoo.report import LoadReport
 from mimkit.zoo.rules import read
 from mimkit.zoo.source import open_source
+from mimkit.zoo.weights import Weights
 
 log = logging.getLogger(__name__)
 
-IMAGENET = ("data.channels=3", "data.mean=[0.485, 0.456, 0.406]", "data.std=[0.229, 0.224, 0.225]")
 WITH_DECODER = "mae_pretrain_vit_*_full.pth (normalised pixels) or mae_visualize_vit_*.pth (raw pixels)"
 
 
@@ -31,7 +32,7 @@ class Model:
     """An encoder, the recipe that describes it and the images it expects, and the method around it where there is one.
 
     decoder: None when the method's decoder was trained, else a sentence that says why there is none to look at.
-    step: finished optimiser steps of a run, None for a file.
+    step: finished optimiser steps of a run, None for a file. report: what was loaded, and how.
     """
 
     label: str
@@ -40,6 +41,7 @@ class Model:
     method: Method | None = None
     decoder: str | None = "it is an encoder alone"
     step: int | None = None
+    report: LoadReport | None = None
 
 
 def open_model(model: str | Path, overrides: Sequence[str] = ()) -> Model:
@@ -63,11 +65,16 @@ def _from_run(run: Path, overrides: Sequence[str]) -> Model:
     method = build.method(recipe)
     folder = checkpoint.latest_good(run)
     state = checkpoint.restore(folder, method)
+    notes = []
     if (folder / checkpoint.EMA).exists():
         method.load_state_dict(checkpoint.read_tensors(folder, checkpoint.EMA), strict=False)
-        log.info("%s: the moving average of the weights is used", folder)
+        notes.append("the moving average of the weights is used")
+        log.info("%s: %s", folder, notes[0])
     untrained = f"{folder} was saved before the first step" if state.step == 0 else None
-    return Model(str(run), recipe, method.encoder.eval(), method.eval(), untrained, state.step)
+    report = LoadReport(
+        str(folder), "mimkit", tuple(method.state_dict()), norm_pix=recipe.method.norm_pix, notes=tuple(notes)
+    )
+    return Model(str(run), recipe, method.encoder.eval(), method.eval(), untrained, state.step, report)
 
 
 def _check_same_model(run: Path, saved: Recipe, wanted: Recipe) -> None:
@@ -85,56 +92,56 @@ def _check_same_model(run: Path, saved: Recipe, wanted: Recipe) -> None:
 
 def _from_name(text: str, kind: str, name: str, overrides: Sequence[str]) -> Model:
     """A timm model with its published weights, or an encoder of mimkit or timm with random ones."""
-    encoder_name = f"timm:{name}" if kind == "timm" else name
+    if kind == "timm":
+        return _foreign(text, open_source(text), overrides)
     patch = VARIANTS[name].patch if name in VARIANTS else 16
-    settings = [f"encoder.name={encoder_name}", f"encoder.patch={patch}", *IMAGENET]
+    settings = [says("encoder.name", name), says("encoder.patch", patch), says("data.channels", 3)]
+    recipe = load.resolve("mae_base", [*settings, *statistics(text, 3, None, None), *overrides])
+    encoder = build.encoder(recipe)
+    report = LoadReport(text, "random weights", (), fresh={"nothing was loaded": tuple(encoder.state_dict())})
+    return Model(text, recipe, encoder.eval(), report=report)
+
+
+def _foreign(text: str, weights: Weights, overrides: Sequence[str]) -> Model:
+    """A model of timm's, computed by timm."""
+    settings = [says("encoder.name", f"timm:{weights.architecture}"), says("data.channels", 3)]
+    if weights.size:
+        settings += [
+            says("data.size", weights.size),
+            says("encoder.patch", 1),
+        ]  # any size; timm knows its patch
+    settings += statistics(text, 3, weights.mean, weights.std)
     recipe = load.resolve("mae_base", [*settings, *overrides])
     encoder = build.encoder(recipe)
-    if kind == "timm":
-        log.info("%s", fill(encoder, open_source(text)))
-    return Model(text, recipe, encoder.eval())
+    report = fill(encoder, weights)
+    log.info("%s", report)
+    return Model(text, recipe, encoder.eval(), report=report)
 
 
 def _from_file(text: str, overrides: Sequence[str]) -> Model:
-    """A published file (or a folder of the transformers hub); what it holds says how the model is built."""
+    """A file or folder of weights; what it holds, and what stands beside it, says how the model is built."""
     weights = open_source(text)
-    family, _ = zoo.recognise(weights.tensors)
-    tensors = read(family, weights.tensors).tensors
-    settings = _settings(text, tensors, weights.grid, weights.norm_pix)
-    recipe = load.resolve("mae_base", [*settings, *IMAGENET, *overrides])
-    method = build.method(recipe)
-    report = fill(method, weights)
+    if weights.architecture and not _is_vit(weights):
+        return _foreign(text, weights, overrides)
+    _, reading = read_strictly(weights)
+    recipe = recipe_of(text, weights, reading.tensors, overrides)
+    whole = any(name.startswith("decoder.") for name in reading.tensors)
+    model = build.method(recipe) if whole else build.encoder(recipe)
+    report = fill(model, weights)
     log.info("%s", report)
-    missing = None if report.decoder else f"{weights.label} holds an encoder alone"
-    return Model(text, recipe, method.encoder.eval(), method.eval(), missing)
-
-
-def _settings(
-    text: str, tensors: dict[str, Tensor], grid: Sequence[int] | None, norm_pix: bool | None
-) -> list[str]:
-    """What the shapes of a file say about the recipe, as overrides."""
-    size = size_of(tensors)
-    names = {(row.width, row.depth): name for name, row in VARIANTS.items()}
-    if size not in names:
-        raise DataError(
-            f"{text} holds no encoder that mimkit builds by name; known are {', '.join(encoders.names())}."
+    if isinstance(model, Encoder):
+        return Model(
+            text, recipe, model.eval(), None, f"{weights.label} holds an encoder alone", report=report
         )
-    height, width = tensors["encoder.patch_embed.proj.weight"].shape[2:]
-    rows, columns = grid or (224 // height, 224 // width)
-    settings = [
-        f"encoder.name={names[size]}",
-        f"encoder.patch=[{height}, {width}]",
-        f"data.size=[{rows * height}, {columns * width}]",
-    ]
-    if "decoder.embed.weight" in tensors:
-        blocks = {name.split(".")[2] for name in tensors if name.startswith("decoder.blocks.")}
-        settings += [
-            f"method.decoder.width={tensors['decoder.embed.weight'].shape[0]}",
-            f"method.decoder.depth={len(blocks)}",
-        ]
-    if norm_pix is not None:
-        settings.append(f"method.norm_pix={str(norm_pix).lower()}")
-    return settings
+    missing = None if report.decoder else "its decoder could not be used"
+    return Model(text, recipe, model.encoder.eval(), model.eval(), missing, report=report)
+
+
+def _is_vit(weights: Weights) -> bool:
+    """Whether these are all tensors of a plain ViT, which mimkit computes itself."""
+    family, _ = zoo.recognise(weights.tensors)
+    reading = read(family, weights.tensors)
+    return not reading.unexplained and size_of(reading.tensors) is not None
 
 
 def with_decoder(model: Model) -> Method:

@@ -17,10 +17,11 @@ from mimkit.errors import DataError
 from mimkit.zoo import recognise
 from mimkit.zoo.adapt import fit_kernel, fit_table
 from mimkit.zoo.likeness import depth_of, looks_like, size_of, variant
-from mimkit.zoo.mae import OWN, POOL_NORM
+from mimkit.zoo.mae import HEAD, OWN, POOL_NORM
 from mimkit.zoo.report import Change, LoadReport
 from mimkit.zoo.rules import Family, Reading, Rule, read
-from mimkit.zoo.source import Weights, open_source
+from mimkit.zoo.source import open_source
+from mimkit.zoo.weights import Weights
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +30,8 @@ Tensors = dict[str, Tensor]
 Reasons = dict[str, tuple[str, ...]]  # reason -> names
 
 OTHER_DECODER = "the file's decoder is of another size or predicts other patches"
+OTHER_HEAD = "a classification head for another number of classes"
+TOKEN_NORM = "the norm of the tokens, which this model has behind its pooling instead"
 
 
 def initialise(target: nn.Module, source: str) -> LoadReport:
@@ -46,7 +49,7 @@ def initialise(target: nn.Module, source: str) -> LoadReport:
 def load(target: nn.Module, weights: Weights) -> LoadReport:
     """`initialise` with weights that are at hand."""
     own = _own_tensors(target)
-    family, reading = _read(weights, own)
+    family, reading = read_strictly(weights, _family(weights, own))
     _check_size(weights, reading.tensors, own)
     take, aside = _choose(reading, own)
     fresh = _explain(target, [name for name in own if name not in take], reading, aside)
@@ -74,15 +77,20 @@ def _encoder(target: nn.Module) -> Encoder:
     return encoder
 
 
+def _part(names: Iterable[str], part: str) -> list[str]:
+    return [name for name in names if name.startswith(part)]
+
+
 def _decoder(names: Iterable[str]) -> list[str]:
-    return [name for name in names if name.startswith("decoder.")]
+    return _part(names, "decoder.")
 
 
-def _read(weights: Weights, own: Tensors) -> tuple[Family, Reading]:
-    """The format and the tensors under our names. Raises DataError for names that no rule explains."""
-    family, _ = recognise(weights.tensors)
-    if family is not OWN and any(name.startswith("encoder.model.") for name in own):
-        family = FOREIGN_ENCODER
+def read_strictly(weights: Weights, family: Family | None = None) -> tuple[Family, Reading]:
+    """The format and the tensors under our names. Raises DataError for names that no rule explains.
+
+    family: the format; None: the one that explains most of the names.
+    """
+    family = family or recognise(weights.tensors)[0]
     reading = read(family, weights.tensors)
     if reading.unexplained:
         first = ", ".join(reading.unexplained[:3])
@@ -92,6 +100,13 @@ def _read(weights: Weights, own: Tensors) -> tuple[Family, Reading]:
             "Start from weights of the same architecture."
         )
     return family, reading
+
+
+def _family(weights: Weights, own: Tensors) -> Family:
+    """The format of the file; timm's own names where the encoder is timm's."""
+    family, _ = recognise(weights.tensors)
+    foreign = any(name.startswith("encoder.model.") for name in own)
+    return FOREIGN_ENCODER if foreign and family is not OWN else family
 
 
 def _check_size(weights: Weights, theirs: Tensors, own: Tensors) -> None:
@@ -119,6 +134,11 @@ def _choose(reading: Reading, own: Tensors) -> tuple[Tensors, Reasons]:
         drop("a decoder, which an encoder alone does not have", _decoder(take))
     elif not _same_decoder(take, own):
         drop(OTHER_DECODER, _decoder(take))
+    for part, what in (("head.", HEAD), ("fc_norm.", POOL_NORM), ("encoder.norm.", TOKEN_NORM)):
+        if not _part(own, part):
+            drop(what, _part(take, part))
+    if any(take[name].shape != own[name].shape for name in _part(take, "head.") if name in own):
+        drop(OTHER_HEAD, _part(take, "head."))
     if "encoder.cls_token" not in own:
         drop("a class token, which this encoder does not have", [n for n in take if n == "encoder.cls_token"])
     return take, aside
@@ -150,6 +170,10 @@ def _reason(name: str, decoder_in_file: bool, aside: Reasons) -> str:
         if OTHER_DECODER in aside:
             return OTHER_DECODER
         return "" if decoder_in_file else "the file holds no decoder"
+    if name.startswith("head."):
+        return OTHER_HEAD if OTHER_HEAD in aside else "the file holds no classification head"
+    if name.startswith("fc_norm."):
+        return "the file's last norm stands before the pooling"
     if name.startswith("encoder.norm.") and POOL_NORM in aside:
         return "the file's classifier has its last norm behind the pooling instead"
     return "the file has no class token" if name == "encoder.cls_token" else ""

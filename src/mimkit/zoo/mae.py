@@ -4,6 +4,9 @@ The published files hold the encoder alone (`mae_pretrain_vit_*.pth`), encoder a
 `mae_visualize_*.pth`) or a fine-tuned classifier (`mae_finetuned_*.pth`); timm's names are the same. transformers
 has three forms: that of the hub's files, that of its modules since 5.0, and in files that 5.x saves the hub's form
 with the decoder's blocks under `decoder_encoder`. Query, key and value are separate there.
+
+Our names stand in three parts: `encoder.`, `decoder.`, and what a classifier adds, `fc_norm.` (behind a mean pooling)
+and `head.` (a linear layer, or the batch norm and linear layer of a linear probe).
 """
 
 from mimkit.zoo.rules import ROWS, Aside, Family, Rule
@@ -45,8 +48,7 @@ def _published() -> Family:
     rules += [Rule(("mask_token",), "decoder.mask_token")]
     rules += [Rule((f"decoder_{x}",), f"decoder.{x}") for x in DECODER_ENDS]
     rules += [Rule((f"decoder_blocks.{{i}}.{x}",), f"decoder.blocks.{{i}}.{x}") for x in BLOCK]
-    aside = (Aside("head.{rest}", HEAD), Aside("head_drop.{rest}", HEAD), Aside("fc_norm.{p}", POOL_NORM))
-    return Family("MAE and timm names", tuple(rules), aside)
+    return Family("MAE and timm names", (*rules, *CLASSIFIER))
 
 
 def _hub(name: str, root: str, layer: str, decoder_layer: str, block: dict[str, tuple[str, ...]]) -> Family:
@@ -64,13 +66,20 @@ def _hub(name: str, root: str, layer: str, decoder_layer: str, block: dict[str, 
             Rule(tuple(f"{blocks}.{{i}}.{x}" for x in theirs), f"{part}.blocks.{{i}}.{ours}", ROWS)
             for ours, theirs in block.items()
         ]
-    aside = (Aside("classifier.{rest}", HEAD), Aside(root + "pooler.{rest}", "the pooling layer"))
+    rules += [Rule(("classifier.{p}",), "head.{p}")]
+    simmim = "the mask token and decoder of SimMIM"
+    aside = (
+        Aside(root + "pooler.{rest}", "the pooling layer"),
+        Aside(root + "embeddings.mask_token", simmim),
+        Aside("decoder.0.{p}", simmim),
+    )
     return Family(name, tuple(rules), aside)
 
 
+CLASSIFIER = (Rule(("fc_norm.{p}",), "fc_norm.{p}"), Rule(("head.{rest}",), "head.{rest}"))
 OWN = Family(
     "mimkit",
-    (Rule(("encoder.{rest}",), "encoder.{rest}"), Rule(("decoder.{rest}",), "decoder.{rest}")),
+    (Rule(("encoder.{rest}",), "encoder.{rest}"), Rule(("decoder.{rest}",), "decoder.{rest}"), *CLASSIFIER),
 )
 PUBLISHED = _published()
 HUB = [

@@ -1,61 +1,55 @@
-"""Where initial weights come from: a run folder, a file, timm, or a folder in the layout of the transformers hub."""
+"""Where weights come from: a run folder, a file, an exported or downloaded folder, timm, the transformers hub."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
-from torch import Tensor
 
 from mimkit.errors import DataError, UserError, nearest
+from mimkit.zoo import folders
+from mimkit.zoo.folders import CONFIG, MODEL
 from mimkit.zoo.mae import NORM_PIX
-from mimkit.zoo.read import read_json, read_tensors
+from mimkit.zoo.read import read_tensors
+from mimkit.zoo.weights import Weights
 
-CHECKPOINTS, MODEL, RECIPE = "checkpoints", "model.safetensors", "recipe.yaml"
-HUB_FILES = ("model.safetensors", "pytorch_model.bin")
+__all__ = ["Weights", "open_source"]
 
-
-@dataclass(frozen=True)
-class Weights:
-    """tensors: by the names of their format. label: how reports call them. grid: (h, w) of the position table, None
-    when nothing says. norm_pix: whether a decoder among them predicts normalised pixels, None when nothing says.
-    eps: of the layer norms, where a configuration names one.
-    """
-
-    tensors: Mapping[str, Tensor]
-    label: str
-    grid: tuple[int, ...] | None = None
-    norm_pix: bool | None = None
-    eps: float | None = None
+CHECKPOINTS, RECIPE = "checkpoints", "recipe.yaml"
 
 
 def open_source(source: str) -> Weights:
-    """The weights that `source` names: a run folder, a file, `timm:NAME` or `hf:FOLDER`.
+    """The weights that `source` names: a run folder, a file, an exported folder, `timm:NAME` or `hf:FOLDER`.
 
-    Raises UserError where there are none, DataError where they cannot be read.
+    `hf:` takes an id of the hub too, where a network reaches it. Raises UserError where there are none, DataError
+    where they cannot be read.
     """
     kind, _, rest = source.partition(":")
     if kind == "timm" and rest:
         return _from_timm(rest)
     if kind == "hf" and rest:
-        return _from_hub_folder(Path(rest).expanduser())
+        folder = Path(rest).expanduser()
+        folder = folder if folder.is_dir() else folders.fetch(rest)
+        return folders.open_folder(folder, f"hf:{Path(rest).name}")
     path = Path(source).expanduser()
     if not path.exists():
         raise UserError(
             f"There is nothing at {source}; give a run folder, a file of weights, timm:NAME or hf:FOLDER."
         )
-    if path.is_dir():
-        return _from_run(path)
-    return _from_file(path, path.name)
+    if path.is_file():
+        return _from_file(path, path.name)
+    if (path / CONFIG).is_file() and not (path / RECIPE).is_file():
+        return folders.open_folder(path, path.name)
+    return _from_run(path)
 
 
 def _from_file(path: Path, label: str) -> Weights:
+    if (path.parent / CONFIG).is_file() and folders.weight_files(path.parent) == [path]:
+        return folders.open_folder(path.parent, label)
     tensors = read_tensors(path).tensors
-    recipe = _recipe_of(path)
+    if recipe := _recipe_of(path):
+        return Weights(tensors, label, **folders.from_recipe(recipe))
     known = [value for start, value in NORM_PIX.items() if path.name.startswith(start)]
-    norm_pix = recipe.get("method", {}).get("norm_pix") if recipe else next(iter(known), None)
-    return Weights(tensors, label, _recipe_grid(recipe), norm_pix)
+    return Weights(tensors, label, norm_pix=next(iter(known), None))
 
 
 def _from_run(folder: Path) -> Weights:
@@ -87,39 +81,6 @@ def _recipe_of(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _recipe_grid(recipe: dict[str, Any]) -> tuple[int, ...] | None:
-    size, patch = recipe.get("data", {}).get("size"), recipe.get("encoder", {}).get("patch")
-    if not size or not patch:
-        return None
-    sides = [size, size] if isinstance(size, int) else size
-    cells = [patch, patch] if isinstance(patch, int) else patch
-    return tuple(-(-side // cell) for side, cell in zip(sides, cells, strict=True))
-
-
-def _from_hub_folder(folder: Path) -> Weights:
-    """A folder with model.safetensors or pytorch_model.bin (or their shards) and a config.json."""
-    tensors: dict[str, Tensor] = {}
-    for file in _hub_files(folder):
-        tensors.update(read_tensors(file).tensors)
-    config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
-    size, patch = config.get("image_size"), config.get("patch_size")
-    grid = (size // patch,) * 2 if isinstance(size, int) and isinstance(patch, int) else None
-    return Weights(
-        tensors, f"hf:{folder.name}", grid, config.get("norm_pix_loss"), config.get("layer_norm_eps")
-    )
-
-
-def _hub_files(folder: Path) -> list[Path]:
-    for name in HUB_FILES:
-        if (folder / name).is_file():
-            return [folder / name]
-        index = folder / f"{name}.index.json"
-        if index.is_file():
-            shards = read_json(index).get("weight_map", {})
-            return [folder / shard for shard in sorted(set(shards.values()))]
-    raise UserError(f"{folder} holds neither {' nor '.join(HUB_FILES)}; give a downloaded folder of the hub.")
-
-
 def _from_timm(name: str) -> Weights:
     """timm's published weights, downloaded by timm or taken from its cache."""
     import timm
@@ -137,5 +98,14 @@ def _from_timm(name: str) -> Weights:
             f"The weights of timm:{name} could not be fetched ({reason}); download the file where there is a network "
             "and give its path."
         ) from error
-    grid = getattr(getattr(model, "patch_embed", None), "grid_size", None)
-    return Weights(model.state_dict(), f"timm:{name}", grid)
+    patches, cfg = getattr(model, "patch_embed", None), getattr(model, "pretrained_cfg", {})
+    size = getattr(patches, "img_size", None) or tuple(cfg.get("input_size", ()))[1:] or None
+    return Weights(
+        model.state_dict(),
+        f"timm:{name}",
+        getattr(patches, "grid_size", None),
+        size=size,
+        mean=cfg.get("mean"),
+        std=cfg.get("std"),
+        architecture=name,
+    )

@@ -1,0 +1,131 @@
+"""What recipe weights belong to: that beside them where mimkit wrote it, else what shapes and configuration say.
+
+A foreign file says little. Width, depth, patch and channels are shapes; heads, mean and deviation come from a
+config.json beside it or are those of the published files.
+"""
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from mimkit import encoders
+from mimkit.data.normalise import IMAGENET_MEAN, IMAGENET_STD
+from mimkit.encoders.vit import VARIANTS, custom
+from mimkit.errors import DataError
+from mimkit.ops.positions import sincos
+from mimkit.recipes import load
+from mimkit.recipes.schema import Recipe
+from mimkit.zoo.likeness import depth_of, looks_like, size_of
+from mimkit.zoo.weights import Weights
+
+log = logging.getLogger(__name__)
+
+DECODER_HEADS, HEAD_WIDTH = 16, 64  # of the published files
+DATA = ("size", "channels", "mean", "std")  # what of a recipe's data belongs to the model
+
+
+def recipe_of(
+    text: str, weights: Weights, tensors: Mapping[str, Tensor], overrides: Sequence[str] = ()
+) -> Recipe:
+    """The recipe of the model that `weights`, by our names `tensors`, belong to: their own, or what the shapes say."""
+    if weights.recipe:
+        settings = [
+            says(f"{part}.{key}", value)
+            for part in ("encoder", "method", "data")
+            for key, value in weights.recipe.get(part, {}).items()
+            if (key in DATA if part == "data" else key != "init")
+        ]
+    else:
+        settings = _shapes(text, weights, tensors)
+    return load.resolve("mae_base", [*settings, *overrides])
+
+
+def _shapes(text: str, weights: Weights, tensors: Mapping[str, Tensor]) -> list[str]:
+    """What the shapes of a foreign file say about the recipe, as overrides."""
+    size = size_of(tensors)
+    if size is None:
+        raise DataError(
+            f"{text} holds no encoder that mimkit builds: it looks like {looks_like(weights.tensors)}; "
+            f"known are {', '.join(encoders.names())}, and timm's models as timm:NAME."
+        )
+    kernel = tensors["encoder.patch_embed.proj.weight"]
+    channels, height, width = kernel.shape[1:]
+    rows, columns = weights.grid or _square(tensors) or (224 // height, 224 // width)
+    settings = [
+        says("encoder.name", _named(weights, tensors, *size)),
+        says("encoder.patch", [height, width]),
+        says("encoder.positions", _positions(tensors, (rows, columns))),
+        says("encoder.class_token", "encoder.cls_token" in tensors),
+        says("data.size", [rows * height, columns * width]),
+        says("data.channels", channels),
+        *statistics(text, channels, weights.mean, weights.std),
+    ]
+    if "encoder.blocks.0.ls1.gamma" in tensors:
+        settings.append(says("encoder.layer_scale", 1.0))  # where it starts matters to nobody: it is loaded
+    if "decoder.embed.weight" in tensors:
+        settings += _decoder(weights, tensors)
+    return settings
+
+
+def _decoder(weights: Weights, tensors: Mapping[str, Tensor]) -> list[str]:
+    settings = [
+        says("method.decoder.width", tensors["decoder.embed.weight"].shape[0]),
+        says("method.decoder.depth", depth_of(tensors, "decoder")),
+        says("method.decoder.heads", weights.decoder_heads or DECODER_HEADS),
+    ]
+    if weights.norm_pix is not None:
+        settings.append(says("method.norm_pix", weights.norm_pix))
+    return settings
+
+
+def _named(weights: Weights, tensors: Mapping[str, Tensor], width: int, depth: int) -> str:
+    """The encoder's name; where nothing says how many heads it has, those of the variant of this size, or 64 wide."""
+    usual = next((row.heads for row in VARIANTS.values() if (row.width, row.depth) == (width, depth)), None)
+    inner = tensors.get("encoder.blocks.0.mlp.fc1.weight")
+    heads = weights.heads or usual or max(1, width // HEAD_WIDTH)
+    return custom(width, depth, heads, None if inner is None else inner.shape[0])
+
+
+def _positions(tensors: Mapping[str, Tensor], grid: tuple[int, int]) -> str:
+    """Whether a file's table is the fixed one, which is kept fixed, or was learned."""
+    table = tensors.get("encoder.pos_embed")
+    prefix = "encoder.cls_token" in tensors
+    if table is None or table.shape[1] != grid[0] * grid[1] + prefix or table.shape[2] % 4:
+        return "learned"
+    fixed = sincos(table.shape[2], grid, prefix).to(table.dtype)
+    return "sincos" if torch.allclose(table, fixed, atol=1e-4) else "learned"
+
+
+def _square(tensors: Mapping[str, Tensor]) -> tuple[int, int] | None:
+    """The grid of a position table that nothing describes: published ones are square."""
+    rows = tensors["encoder.pos_embed"].shape[1] if "encoder.pos_embed" in tensors else 0
+    for count in (rows - ("encoder.cls_token" in tensors), rows):
+        for side in range(1, count + 1):
+            if side * side == count:
+                return (side, side)
+    return None
+
+
+def statistics(
+    text: str, channels: int, mean: Sequence[float] | None, std: Sequence[float] | None
+) -> list[str]:
+    """How images are normalised: as the weights say, else as ImageNet's are."""
+    if mean is None or std is None or not len(mean) == len(std) == channels:
+        mean, std = IMAGENET_MEAN, IMAGENET_STD
+        if channels != 3:
+            mean, std = [sum(mean) / 3] * channels, [sum(std) / 3] * channels
+            log.warning(
+                "%s does not say how its %d channels were normalised: taken as ImageNet's average; "
+                "set data.mean and data.std if you know better.",
+                text,
+                channels,
+            )
+    return [says("data.mean", list(mean)), says("data.std", list(std))]
+
+
+def says(key: str, value: object) -> str:
+    """An override; JSON is YAML."""
+    return f"{key}={json.dumps(value)}"

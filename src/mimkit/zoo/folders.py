@@ -1,0 +1,162 @@
+"""Folders of weights with a config.json: what mimkit exports, timm's, and those of the transformers hub.
+
+The configuration tells them apart, and says what shapes do not: heads, image size, mean and deviation. A folder of the
+hub may be given by its id, where a network reaches it.
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from mimkit.errors import DataError, UserError
+from mimkit.zoo.read import read_json, read_tensors
+from mimkit.zoo.weights import Weights
+
+CONFIG, MODEL = "config.json", "model.safetensors"
+OWN_FORMAT, OWN_VERSION = "mimkit", 1
+PROCESSOR = "preprocessor_config.json"
+WEIGHT_FILES = (MODEL, "pytorch_model.bin")
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
+WANTED = ("*.json", "*.safetensors", "pytorch_model*.bin")
+
+
+def open_folder(folder: Path, label: str) -> Weights:
+    """The weights in a folder, read by its config.json.
+
+    Raises UserError where it holds none, DataError where they cannot be read or the configuration asks for something
+    that no encoder here computes.
+    """
+    config = read_json(folder / CONFIG) if (folder / CONFIG).is_file() else {}
+    tensors: dict[str, Tensor] = {}
+    for file in weight_files(folder):
+        tensors.update(read_tensors(file).tensors)
+    if config.get("format") == OWN_FORMAT:
+        return _own(tensors, label, config)
+    if "architecture" in config:
+        return _timm(tensors, label, config)
+    return _hub(tensors, label, config, folder)
+
+
+def fetch(identity: str) -> Path:
+    """The folder of the hub's `identity` (`owner/name`, `owner/name@revision`), downloaded or from the cache.
+
+    Raises UserError when it is no such id or cannot be fetched.
+    """
+    if not HUB_ID.fullmatch(identity):
+        raise UserError(
+            f"There is no folder {identity}; give a downloaded folder of the hub, or an id as owner/name."
+        )
+    from huggingface_hub import snapshot_download
+
+    name, _, revision = identity.partition("@")
+    try:
+        return Path(snapshot_download(name, revision=revision or None, allow_patterns=list(WANTED)))
+    except Exception as error:  # no network, no such id, a full disk: whatever the hub's client raises
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")[:200]
+        raise UserError(
+            f"hf:{identity} could not be fetched ({reason}); download the folder where there is a network and give "
+            "hf:FOLDER."
+        ) from error
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The file of weights in a folder, or its shards. Raises UserError when there is none."""
+    for name in WEIGHT_FILES:
+        if (folder / name).is_file():
+            return [folder / name]
+        index = folder / f"{name}.index.json"
+        if index.is_file():
+            shards = read_json(index).get("weight_map", {})
+            return [folder / Path(shard).name for shard in sorted(set(shards.values()))]
+    raise UserError(
+        f"{folder} holds neither {' nor '.join(WEIGHT_FILES)}; give a folder with weights: a run, what `mimkit export` "
+        "wrote, or a downloaded folder of the hub."
+    )
+
+
+def _own(tensors: Mapping[str, Tensor], label: str, config: Mapping[str, Any]) -> Weights:
+    if config.get("version") != OWN_VERSION:
+        raise DataError(
+            f"{label} was written in version {config.get('version')} of mimkit's format, this mimkit reads version "
+            f"{OWN_VERSION}; export it again, or install the mimkit that wrote it."
+        )
+    recipe = {
+        part: config[part] for part in ("encoder", "method", "data") if isinstance(config.get(part), dict)
+    }
+    return Weights(tensors, label, **from_recipe(recipe))
+
+
+def from_recipe(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """What the sections of a recipe of mimkit say, as arguments of `Weights`."""
+    encoder, method, data = (recipe.get(part) or {} for part in ("encoder", "method", "data"))
+    size, patch = _pair(data.get("size")), _pair(encoder.get("patch"))
+    grid = None
+    if size and patch:
+        grid = tuple(-(-side // cell) for side, cell in zip(size, patch, strict=True))
+    return {
+        "grid": grid,
+        "norm_pix": method.get("norm_pix"),
+        "decoder_heads": (method.get("decoder") or {}).get("heads"),
+        "size": size,
+        "mean": _numbers(data.get("mean")),
+        "std": _numbers(data.get("std")),
+        "recipe": {"encoder": encoder, "method": method, "data": data} if encoder.get("name") else {},
+    }
+
+
+def _timm(tensors: Mapping[str, Tensor], label: str, config: Mapping[str, Any]) -> Weights:
+    """A folder as timm pushes it to the hub and reads it from `local-dir:`."""
+    cfg = config.get("pretrained_cfg") or config
+    arguments = config.get("model_args") or {}
+    size = _pair(arguments.get("img_size")) or _pair(list(cfg.get("input_size") or ())[1:])
+    kernel = tensors.get("patch_embed.proj.weight")
+    grid = None
+    if size and kernel is not None and kernel.ndim == 4:
+        grid = tuple(side // cell for side, cell in zip(size, kernel.shape[2:], strict=True))
+    return Weights(
+        tensors,
+        label,
+        grid,
+        heads=arguments.get("num_heads"),
+        size=size,
+        mean=_numbers(cfg.get("mean")),
+        std=_numbers(cfg.get("std")),
+        architecture=config["architecture"],
+    )
+
+
+def _hub(tensors: Mapping[str, Tensor], label: str, config: Mapping[str, Any], folder: Path) -> Weights:
+    """A folder of transformers. Raises DataError for an activation that is not computed here: shapes would not tell."""
+    if config.get("hidden_act", "gelu") != "gelu":
+        raise DataError(
+            f"{label} computes {config['hidden_act']!r} in its MLPs, the encoders here exact GELU; "
+            "use weights that were trained with 'gelu'."
+        )
+    size, patch = _pair(config.get("image_size")), _pair(config.get("patch_size"))
+    processor = read_json(folder / PROCESSOR) if (folder / PROCESSOR).is_file() else {}
+    return Weights(
+        tensors,
+        label,
+        tuple(side // cell for side, cell in zip(size, patch, strict=True)) if size and patch else None,
+        config.get("norm_pix_loss"),
+        config.get("layer_norm_eps"),
+        config.get("num_attention_heads"),
+        config.get("decoder_num_attention_heads"),
+        size,
+        _numbers(processor.get("image_mean")),
+        _numbers(processor.get("image_std")),
+    )
+
+
+def _pair(value: Any) -> tuple[int, int] | None:
+    """(h, w) from a number, a pair or nothing."""
+    if isinstance(value, int):
+        return (value, value)
+    return (value[0], value[1]) if isinstance(value, list | tuple) and len(value) == 2 else None
+
+
+def _numbers(value: Any) -> tuple[float, ...] | None:
+    return tuple(float(x) for x in value) if isinstance(value, list | tuple) and value else None
