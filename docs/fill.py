@@ -3,14 +3,15 @@
 `python docs/fill.py [PAGE ...]` runs every command that a page names as `<!-- output of: COMMAND -->` and puts what
 it printed into the fenced block below, with the exit code where that is not 0. All commands of all pages run in page
 order in one scratch folder with images made from those of scikit-image (`make_images`), so a page may use a run that an
-earlier page made. `--benchmarks FILE` fills the table of benchmarks.md from the JSON of
-`python -m benchmarks --json FILE` instead.
+earlier page made. The pictures that a page shows are copied to docs/pictures. `--benchmarks FILE` fills the table of
+benchmarks.md from the JSON of `python -m benchmarks --json FILE` instead.
 """
 
 import argparse
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -57,6 +58,7 @@ def main() -> None:
         for page in arguments.pages:
             path = DOCS / page
             path.write_text(BLOCK.sub(lambda found: filled(found, scratch), path.read_text()))
+            take_pictures(path.read_text(), scratch)
 
 
 def filled(found: re.Match[str], scratch: Path) -> str:
@@ -80,6 +82,15 @@ def filled(found: re.Match[str], scratch: Path) -> str:
     exit_code = [f"[exit code {done.returncode}]"] if done.returncode else []
     text = "\n".join([f"$ {command}", *lines, *exit_code]).rstrip()
     return f"{found[1]}```console\n{text}\n```\n"
+
+
+def take_pictures(text: str, scratch: Path) -> None:
+    """Copy the pictures that a page shows (`pictures/PATH.png`, slashes as dashes) from what its commands drew."""
+    for name in re.findall(r"pictures/([\w.-]+\.png)", text):
+        for drawn in scratch.rglob("*.png"):
+            if "-".join(drawn.relative_to(scratch).parts) == name:
+                (DOCS / "pictures").mkdir(exist_ok=True)
+                shutil.copyfile(drawn, DOCS / "pictures" / name)
 
 
 def make_images(folder: Path) -> None:
