@@ -1,9 +1,7 @@
 """MAE as a whole: the model forward and backward, its training steps and its parameter groups.
 
 Weights come from their published names (or those of transformers) through the zoo. Families: mae_forward (any names,
-any grid, tables read or computed), mae_gradients, mae_train, param_groups. The classifier and the linear probe (vit_*,
-finetune_*, linprobe_*, lars, mixup_cutmix, classification_losses, random_erasing, randaugment_levels) belong to
-transfer and are not served.
+any grid, tables read or computed), mae_gradients, mae_train, param_groups. Transfer is served by `classify`.
 """
 
 import re
