@@ -101,7 +101,7 @@ def test_images_alone_are_enough(few: Path, tmp_path: Path, caplog: pytest.LogCa
     mimkit.pretrain(
         few, [*SMALL, "train.epochs=1", "schedule.warmup_epochs=0", f"train.run={tmp_path / 'run'}"]
     )
-    assert "48 images" in caplog.text and "Recipe mae_tiny" in caplog.text
+    assert "48 images" in caplog.text and "Recipe for these images: mae_tiny" in caplog.text
 
 
 @pytest.mark.parametrize(("channels", "kind"), [(1, np.uint8), (5, np.uint16), (3, np.float32)])

@@ -9,6 +9,7 @@ import hashlib
 import logging
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -84,7 +85,8 @@ def run(source: str | Path, overrides: Sequence[str] = (), resume: bool = False)
             recipe = _check_resumed(folder, recipe)
         else:
             recipe = here.from_first(lambda: build.settle_data(recipe, images))
-        return _train(recipe, images, folder, resume, device, here)
+        with run_folder.log_file(folder) if here.first else nullcontext():
+            return _train(recipe, images, folder, resume, device, here)
 
 
 def is_run(source: str | Path) -> bool:
@@ -206,7 +208,7 @@ def _train(
         about=_about(recipe, model, images),
     )
     rows = run_folder.read_rows(folder / run_folder.METRICS)
-    loss = float(rows[-1]["loss"])
+    loss = next(float(row["loss"]) for row in reversed(rows) if row["loss"] is not None)
     message = (
         f"Done: {outcome.state.step} steps, loss {loss:.4f}. Run folder {folder}; "
         f"look with `mimkit reconstruct {folder}` and `mimkit report {folder}`."
