@@ -23,6 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from mimkit.engine.command import resume_command
 from mimkit.engine.ema import MovingAverage
 from mimkit.engine.trainable import trainable_parameters
 from mimkit.errors import DataError, UserError
@@ -362,7 +363,7 @@ def _cannot_save(run: Path, target: Path, error: Exception) -> str:
     kept = f"the last good one, step {there[-1]}, is untouched" if there else "there is none before it"
     return (
         f"Checkpoint {target} could not be written: {reason}; {kept}. "
-        f"Make room, then continue with `mimkit pretrain {run} --resume`."
+        f"Make room, then continue with `{resume_command(run)}`."
     )
 
 

@@ -24,6 +24,7 @@ from torch import nn
 
 from mimkit.engine import checkpoint, nonfinite
 from mimkit.engine.checkpoint import State
+from mimkit.engine.command import resume_command
 from mimkit.engine.devices import autocast, peak_flops
 from mimkit.engine.ema import MovingAverage
 from mimkit.engine.feed import Feed
@@ -138,7 +139,7 @@ class Loop(Generic[B]):
             if stopping and self.state.step < last:
                 raise Interrupted(
                     f"Stopped as asked after step {self.state.step} of {last}; the state is saved. "
-                    f"Continue with `mimkit pretrain {self.run} --resume`."
+                    f"Continue with `{resume_command(self.run)}`."
                 )
         return Outcome(self.state, checkpoint.folder_of(self.run, self.state.step))
 

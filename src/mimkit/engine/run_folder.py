@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from mimkit.engine import checkpoint
+from mimkit.engine.command import RECIPE, resume_command
 from mimkit.errors import UserError
 
 FILE_ONLY = logging.getLogger("mimkit.file")  # for what a terminal with a progress bar need not show
 FILE_ONLY.setLevel(logging.INFO)
 FILE_ONLY.propagate = False
-RECIPE, LOG = "recipe.yaml", "log.txt"
+LOG = "log.txt"
 METRICS, SKIPPED, NONFINITE = "metrics.jsonl", "skipped.jsonl", "nonfinite.jsonl"
 
 
@@ -51,7 +52,7 @@ def claim(run: Path, resume: bool) -> Path:
 def already_there(run: Path) -> str:
     """The sentence for a folder that holds a run."""
     return (
-        f"{run} already holds a run; continue it with `mimkit pretrain {run} --resume`, or choose another folder with "
+        f"{run} already holds a run; continue it with `{resume_command(run)}`, or choose another folder with "
         "train.run=NAME."
     )
 
@@ -75,7 +76,7 @@ class JsonLines:
         except OSError as error:
             raise UserError(
                 f"{self.path} could not be written: {error.strerror or error}; the checkpoints are untouched. "
-                f"Make room, then continue with `mimkit pretrain {self.path.parent} --resume`."
+                f"Make room, then continue with `{resume_command(self.path.parent)}`."
             ) from error
 
     def sync(self) -> None:
