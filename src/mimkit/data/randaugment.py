@@ -63,6 +63,12 @@ def _enhance(kind: Callable[[Image.Image], ImageEnhance._Enhance]) -> Callable[.
     return lambda image, factor, fill: kind(image).enhance(factor)
 
 
+def _posterize(image: Image.Image, bits: float, fill: Fill) -> Image.Image:
+    """The highest bits of each value; none at all is black (which Pillow's own function refuses)."""
+    kept = 256 - 2 ** (8 - int(bits))
+    return image.point([value & kept for value in range(256)] * len(image.getbands()))
+
+
 def _solarize_add(image: Image.Image, addend: float, fill: Fill) -> Image.Image:
     table = [min(255, value + int(addend)) if value < 128 else value for value in range(256)]
     return image.point(table * len(image.getbands()))
@@ -85,9 +91,7 @@ OPERATIONS = {
     "Equalize": Operation(lambda image, _, fill: ImageOps.equalize(image)),
     "Invert": Operation(lambda image, _, fill: ImageOps.invert(image)),
     "Rotate": _geometry(_rotate, 30.0),  # degrees
-    "Posterize": Operation(  # bits that are kept
-        lambda image, bits, fill: ImageOps.posterize(image, int(bits)), lambda m: 4 - int(m / LARGEST * 4)
-    ),
+    "Posterize": Operation(_posterize, lambda m: 4 - int(m / LARGEST * 4)),  # bits that are kept
     "Solarize": Operation(  # from which value on it is inverted
         lambda image, level, fill: ImageOps.solarize(image, int(level)),
         lambda m: 256 - int(m / LARGEST * 256),
