@@ -4,7 +4,7 @@
 it printed into the fenced block below, with the exit code where that is not 0. All commands of all pages run in page
 order in one scratch folder with images made from those of scikit-image (`make_images`), so a page may use a run that an
 earlier page made. The pictures that a page shows are copied to docs/pictures. `--benchmarks FILE` fills the table of
-benchmarks.md from the JSON of `python -m benchmarks --json FILE` instead.
+benchmarks.md from the JSON of `python -m benchmarks --json FILE` instead, `--transfer FILE` that of results.md.
 """
 
 import argparse
@@ -47,10 +47,17 @@ def main() -> None:
     )
     parser.add_argument("pages", nargs="*", default=ORDER, help="pages to fill, such as verbs/models.md")
     parser.add_argument("--benchmarks", type=Path, help="JSON rows of python -m benchmarks")
+    parser.add_argument("--transfer", type=Path, help="what tests/runs/test_transfer.py printed")
     arguments = parser.parse_args()
     if arguments.benchmarks:
         rows = json.loads(arguments.benchmarks.read_text())
         replace_between(DOCS / "benchmarks.md", "benchmark table", benchmark_table(rows))
+        return
+    if arguments.transfer:
+        printed = re.search(r"^mae_tiny, .+(?:\n(?:knn|linear) .+)+", arguments.transfer.read_text(), re.M)
+        if printed is None:
+            sys.exit(f"{arguments.transfer} holds no table of test_transfer.py; run pytest with -s.")
+        replace_between(DOCS / "results.md", "transfer table", f"```text\n{printed[0]}\n```\n")
         return
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
