@@ -123,7 +123,7 @@ def test_a_number_of_blocks_that_cannot_be_is_refused(blocks: float) -> None:
 
 
 def test_a_probe_trains_its_linear_layer_alone_and_freezes_drop_path() -> None:
-    model = Classifier(encoder_of(drop_path=0.9), CLASSES, pooling="cls", probe=True).train()
+    model = Classifier(encoder_of(drop_path=0.9), CLASSES, pooling="cls", probe=True)
     batch = batch_of()
     assert trained(model) == {"head.1.weight", "head.1.bias"}
     assert model.head.training and not any(part.training for part in model.encoder.modules())

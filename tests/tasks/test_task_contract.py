@@ -116,3 +116,10 @@ def test_the_engine_trains_it_with_layer_wise_rates(name: str, tmp_path: Any) ->
 def test_an_unknown_task_is_met_with_the_nearest_name() -> None:
     with pytest.raises(UserError, match=r"Unknown task 'clasify'.*Did you mean 'classify'"):
         tasks.build("clasify", encoder_of())
+
+
+@every
+def test_it_compiles_without_a_graph_break(name: str) -> None:
+    task, batch = task_of(name), batch_of(name)
+    compiled = torch.compile(task, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(batch).total, task(batch).total)

@@ -152,7 +152,7 @@ class RandAugment:
         if image.dtype != torch.uint8:
             raise UserError(
                 f"RandAugment works on pictures of 8 bits and these are {str(image.dtype).removeprefix('torch.')}; "
-                "leave it out for them."
+                "leave it out with task.randaugment=null."
             )
         pixels = image.permute(1, 2, 0).numpy()  # (h, w, C)
         changed = _together(pixels, steps, self.fill)

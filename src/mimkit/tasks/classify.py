@@ -76,6 +76,7 @@ class Classifier(Task[ClassPredictions]):
         factors = None if weights is None else torch.tensor(weights, dtype=torch.get_default_dtype())
         self.register_buffer("weights", factors, persistent=False)
         train_last(encoder, 0 if probe else blocks, norm=not probe)
+        self.train()
 
     def losses(self, batch: Batch) -> Loss:
         """Mean cross-entropy of a prepared batch, in float32 or better; targets are labels (B,) int64 or soft
