@@ -33,7 +33,8 @@ def test_every_packaged_recipe_reads_and_says_paper_result_time_and_command(name
     assert "(He et al. 2022, table" in recipe.about or "(no paper)" in recipe.about
     for word in ("Result: ", "Time: ", "Command: "):
         assert word in recipe.about
-    assert f"pretrain {name} " in recipe.about
+    verb = "pretrain" if recipe.task is None else "finetune"
+    assert f"mimkit {verb} {name} " in recipe.about
 
 
 def test_the_recipes_come_in_order_of_size() -> None:
@@ -58,8 +59,8 @@ def test_the_papers_recipes_hold_the_papers_hyper_parameters(name: str, encoder:
         0.05,
     )
     assert (recipe.optimiser.eps, recipe.optimiser.clip, recipe.schedule.min_lr) == (1e-8, None, 0)
-    assert recipe.method.norm_pix and recipe.method.mask.ratio == 0.75
-    assert tuple(recipe.method.decoder.model_dump().values()) == (512, 8, 16)
+    assert recipe.pretraining.norm_pix and recipe.pretraining.mask.ratio == 0.75
+    assert tuple(recipe.pretraining.decoder.model_dump().values()) == (512, 8, 16)
     assert (recipe.data.crop_scale, recipe.data.flip, recipe.encoder.drop_path) == ((0.2, 1.0), 0.5, 0.0)
 
 
@@ -210,7 +211,7 @@ def test_a_mistyped_key_gets_the_nearest_one(override: str, guess: str) -> None:
 
 def test_a_key_that_is_near_none_gets_the_list_of_its_section() -> None:
     [line] = faults("mae_tiny", "log.qqqq=1")
-    assert line == "log.qqqq: there is no such key. log has: every, samples_every, writers, probe."
+    assert line == "log.qqqq: there is no such key. log has: every, samples_every, evaluate_every, writers, probe."
 
 
 @pytest.mark.parametrize(

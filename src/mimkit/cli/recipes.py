@@ -33,8 +33,9 @@ def list_recipes() -> None:
     """
     from mimkit.recipes import load
 
+    width = max(map(len, load.names()))
     for name in load.names():
-        typer.echo(f"{name:<10}  {load.about(name).partition(chr(10))[0]}")
+        typer.echo(f"{name:<{width}}  {load.about(name).partition(chr(10))[0]}")
 
 
 def show(source: Source, overrides: Overrides = None) -> None:

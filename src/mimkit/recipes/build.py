@@ -6,26 +6,36 @@ resumed run needs no second guess.
 """
 
 import logging
+import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 
 import numpy as np
 import torch
 
-from mimkit import encoders
+from mimkit import encoders, tasks
 from mimkit.analysis import cost
+from mimkit.data import randaugment
+from mimkit.data.classes import balancing_weights
 from mimkit.data.decode import read_header
+from mimkit.data.erasing import Erasing
+from mimkit.data.labelled import Augmentation, FinetuneData
 from mimkit.data.loader import PretrainData
+from mimkit.data.mixing import Mixing
 from mimkit.data.normalise import IMAGENET_MEAN, IMAGENET_STD
 from mimkit.data.sources import Source, open_source
 from mimkit.data.stats import channel_stats
 from mimkit.encoders import Encoder
+from mimkit.engine.lars import LARS
+from mimkit.engine.optimiser import adamw, layer_decay_groups, pretrain_groups
+from mimkit.engine.trainable import trainable_parameters
 from mimkit.errors import UserError
 from mimkit.masks import Masker, build_masker
 from mimkit.methods.base import Method
 from mimkit.methods.mae import MAE
 from mimkit.recipes.schema import Recipe
+from mimkit.tasks import Task
 
 log = logging.getLogger(__name__)
 
@@ -35,12 +45,17 @@ MEMORY_SHARE = 0.7  # of what is free; the rest is for the loader and the alloca
 
 
 def source(recipe: Recipe) -> Source:
-    """The images of `recipe`. Raises UserError when it names none."""
+    """The images of `recipe`, with labels where it has a task. Raises UserError when it names none."""
+    labelled = recipe.task is not None
     if recipe.data.path is None:
-        raise UserError(
-            "The recipe names no images; add data.path=FOLDER (or a glob, a list, a table, tar shards)."
+        what = "labelled images" if labelled else "images"
+        forms = (
+            "of class folders, or a table with labels"
+            if labelled
+            else "(or a glob, a list, a table, tar shards)"
         )
-    return open_source(recipe.data.path)
+        raise UserError(f"The recipe names no {what}; add data.path=FOLDER {forms}.")
+    return open_source(recipe.data.path, labels=labelled)
 
 
 def encoder(recipe: Recipe) -> Encoder:
@@ -55,7 +70,7 @@ def encoder(recipe: Recipe) -> Encoder:
 def method(recipe: Recipe) -> Method:
     """The pre-training model of `recipe`, its weights drawn from `train.seed`."""
     torch.manual_seed(recipe.train.seed)
-    part = recipe.method
+    part = recipe.pretraining
     backbone = encoder(recipe)
     return MAE(
         backbone,
@@ -67,6 +82,69 @@ def method(recipe: Recipe) -> Method:
         norm_pix=part.norm_pix,
         min_std=part.min_std,
     )
+
+
+def task(recipe: Recipe, classes: Sequence[str], counts: np.ndarray | None = None) -> Task:
+    """The downstream model of `recipe`, its weights drawn from `train.seed`.
+
+    classes: their names in order. counts: (classes,) training images of each, for `task.balance`.
+    """
+    torch.manual_seed(recipe.train.seed)
+    part = recipe.tuning
+    weights = balancing_weights(counts).tolist() if part.balance and counts is not None else None
+    return tasks.build(
+        part.name,
+        encoder(recipe),
+        classes=classes,
+        pooling=part.pooling,
+        smoothing=part.smoothing,
+        weights=weights,
+        blocks=part.blocks,
+        probe=part.head == "probe",
+    )
+
+
+def optimiser(recipe: Recipe, model: Method | Task) -> torch.optim.Optimizer:
+    """The optimiser of `recipe` over the parameters of `model` that train, in the groups of the paper's code."""
+    part, encoder = recipe.optimiser, model.encoder
+    if part.name == "lars":
+        trained = list(trainable_parameters(model).items())
+        return LARS(trained, momentum=part.momentum, weight_decay=part.weight_decay, trust=part.trust)
+    if part.layer_decay is None and isinstance(model, Method):
+        return adamw(pretrain_groups(model, part.weight_decay), part.betas, part.eps)
+
+    def depth_of(name: str) -> int:
+        inner = name.removeprefix("encoder.")
+        return encoder.depth_of(inner) if inner != name else encoder.depth + 1
+
+    groups = layer_decay_groups(
+        model, part.weight_decay, part.layer_decay or 1.0, depth_of, encoder.depth + 1
+    )
+    return adamw(groups, part.betas, part.eps)
+
+
+def finetune_data(recipe: Recipe, images: Source) -> FinetuneData:
+    """What the loader needs to draw labelled training samples."""
+    part, steps = recipe.data, recipe.tuning
+    assert part.channels is not None and part.mean is not None, "settle_data comes first"
+    rand = None if steps.randaugment is None else randaugment.parse(steps.randaugment).filled_with(part.mean)
+    augmentation = Augmentation(
+        scale=part.crop_scale,
+        ratio=part.crop_ratio,
+        flip=part.flip,
+        crop=steps.crop,
+        randaugment=rand,
+        erasing=Erasing(steps.erasing) if steps.erasing else None,
+    )
+    return FinetuneData(images, part.size, part.channels, recipe.train.seed, augmentation, part.repeats)
+
+
+def mixing(recipe: Recipe, classes: int) -> Mixing | None:
+    """Mixup and CutMix of `recipe`, None where it has neither."""
+    part = recipe.tuning
+    if part.mixup == part.cutmix == 0:
+        return None
+    return Mixing(classes, part.mixup, part.cutmix, switch=part.switch, smoothing=part.smoothing)
 
 
 def pretrain_data(recipe: Recipe, images: Source, masker: Masker | None) -> PretrainData:
@@ -133,7 +211,7 @@ def default_workers(cuda: bool) -> int:
 
 def settle_batch(
     recipe: Recipe,
-    model: Method,
+    model: Method | Task,
     autocast: Callable[[], AbstractContextManager[object]],
     free_bytes: int,
     world: int,
@@ -156,11 +234,25 @@ def settle_batch(
     fits = max(1, int((free_bytes * MEMORY_SHARE - fixed) // each))
     if cpu:
         fits = min(fits, CPU_MICRO_BATCH)
-    step = recipe.data.repeats
+    step = _multiple(recipe)
     sizes = [m for m in range(step, min(share, max(fits, step)) + 1, step) if share % m == 0]
     if not sizes:
+        reason = (
+            "" if recipe.data.repeats == 1 else f" of {recipe.data.repeats} crops an image (data.repeats)"
+        )
+        pairs = (
+            " with an even number of images, as Mixup and CutMix pair them"
+            if step > recipe.data.repeats
+            else ""
+        )
         raise UserError(
-            f"train.batch_size={recipe.train.batch_size} over {world} processes cannot be cut into micro-batches that "
-            f"{step} crops an image (data.repeats) divide; use train.batch_size={step * world}."
+            f"train.batch_size={recipe.train.batch_size} over {world} processes cannot be cut into micro-batches"
+            f"{reason}{pairs}; use train.batch_size={max(1, share // step) * step * world}."
         )
     return recipe.model_copy(update={"train": recipe.train.model_copy(update={"micro_batch": max(sizes)})})
+
+
+def _multiple(recipe: Recipe) -> int:
+    """What divides every micro-batch: the crops of an image stay together, and mixing pairs images."""
+    mixes = recipe.task is not None and mixing(recipe, 2) is not None
+    return math.lcm(recipe.data.repeats, 2 if mixes else 1)

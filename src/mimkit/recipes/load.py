@@ -20,6 +20,7 @@ __all__ = ["about", "difference", "dump", "names", "resolve", "show"]
 RUN_RECIPE = "recipe.yaml"  # what a run folder calls its resolved recipe
 _FOLDER = Path(__file__).parent
 _SIZES = ("tiny", "small", "base", "large", "huge")
+_AFTER = ("finetune", "linear_probe", "scratch")
 
 
 @dataclass
@@ -29,6 +30,7 @@ class _Layers:
     values: dict[str, Any] = field(default_factory=dict)
     origin: dict[str, str] = field(default_factory=dict)
     faults: list[str] = field(default_factory=list)
+    weights: list[str] = field(default_factory=list)  # what the weights say and was not laid down yet
 
     def fault(self, key: str, sentence: str, where: str = "") -> None:
         where = where or self.origin.get(key, "")
@@ -36,15 +38,18 @@ class _Layers:
         self.faults.append(f"{place}: {sentence}")
 
 
-def resolve(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+def resolve(source: str | Path, overrides: Sequence[str] = (), weights: Sequence[str] = ()) -> Recipe:
     """The recipe that `source` names, with `overrides` on top.
 
     source: the name of a packaged recipe (`names()`), the path of a YAML file, or a run folder. overrides: texts
-    `key.path=value`, the value in YAML; later ones win. Raises UserError with every fault, a line each.
+    `key.path=value`, the value in YAML; later ones win. weights: what the weights to start from say of themselves,
+    written alike; it stands above packaged recipes and below files of one's own. Raises UserError with every fault, a
+    line each.
     """
-    layers = _Layers()
+    layers = _Layers(weights=list(weights))
     path = _find(source)
     _add_file(path, layers, ())
+    _add_weights(layers)
     layers.values.setdefault("name", path.parent.name if path.name == RUN_RECIPE else path.stem)
     for override in overrides:
         _add_override(override, layers)
@@ -56,11 +61,11 @@ def resolve(source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def names() -> list[str]:
-    """The packaged recipes, by method and then by size."""
+    """The packaged recipes: pre-training first, then what follows it, each by size."""
 
-    def rank(name: str) -> tuple[str, int, str]:
-        method, _, size = name.partition("_")
-        return method, _SIZES.index(size) if size in _SIZES else len(_SIZES), size
+    def rank(name: str) -> tuple[bool, str, int, str]:
+        kind, _, size = name.rpartition("_")
+        return kind.startswith(_AFTER), kind, _SIZES.index(size) if size in _SIZES else len(_SIZES), size
 
     return sorted((file.stem for file in _FOLDER.glob("*.yaml")), key=rank)
 
@@ -114,6 +119,8 @@ def _add_file(path: Path, layers: _Layers, chain: tuple[Path, ...]) -> None:
         # What a variant is called and says of itself is its own affair.
         for key in ("name", "about"):
             layers.values.pop(key, None)
+    if path.parent != _FOLDER:
+        _add_weights(layers)
     where = {key: f"{path.name}, line {line}" for key, line in document.lines.items()}
     for key, sentence in document.faults:
         layers.fault(key, sentence, where.get(key, path.name))
@@ -121,6 +128,13 @@ def _add_file(path: Path, layers: _Layers, chain: tuple[Path, ...]) -> None:
     for key, sentence in _screen(document.values):
         layers.fault(key, sentence)
     _merge(layers.values, document.values)
+
+
+def _add_weights(layers: _Layers) -> None:
+    """Merge what the weights say, once."""
+    said, layers.weights = layers.weights, []
+    for override in said:
+        _add_override(override, layers)
 
 
 def _add_base(base: Any, path: Path, line: int, layers: _Layers, chain: tuple[Path, ...]) -> None:

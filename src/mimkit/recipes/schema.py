@@ -6,9 +6,11 @@ keys; `recipes.load` turns what pydantic finds into sentences. Defaults are the 
 """
 
 from collections.abc import Iterator
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from mimkit.errors import UserError
 
 
 def _pair(value: object) -> object:
@@ -100,11 +102,52 @@ class Method(Part):
     patches, as in microscopy or night images, from blowing noise up to full contrast. 0 is the published rule."""
 
 
+class Classify(Part):
+    """Image classification: fine-tuning, partial fine-tuning or a linear probe (MAE, appendix A.1 and A.2)."""
+
+    name: Literal["classify"] = "classify"
+    """Classes of images."""
+    head: Literal["linear", "probe"] = "linear"
+    """What is trained: `linear`, encoder and a linear head; `probe`, on the frozen encoder, a batch norm without
+    weights and a linear layer."""
+    pooling: Literal["mean", "cls"] = "mean"
+    """What the head reads: the mean of the patches (MAE's fine-tuning) or the class token (its linear probe)."""
+    blocks: Annotated[float, Field(ge=0)] | None = None
+    """Train so many of the last blocks alone, with norm and head (MAE, figure 9); 0.5 is the MLP half of the last one.
+    None: all of the encoder."""
+    smoothing: Decay = 0.1
+    """Share of the target that is spread over all classes."""
+    mixup: Annotated[float, Field(ge=0)] = 0.8
+    """Parameter of the Beta distribution of Mixup, which blends pairs of images; 0 leaves it out."""
+    cutmix: Annotated[float, Field(ge=0)] = 1.0
+    """Parameter of the Beta distribution of CutMix, which pastes a rectangle of another image; 0 leaves it out."""
+    switch: Share = 0.5
+    """Probability of CutMix instead of Mixup where both are on."""
+    randaugment: str | None = "rand-m9-mstd0.5-inc1"
+    """RandAugment in timm's notation: magnitude m, its deviation mstd; n operations, each with probability p. None:
+    without, as images of more than 8 bits need it."""
+    erasing: Share = 0.25
+    """Probability that a rectangle of an image is filled with noise."""
+    crop: Literal["resized", "clipped"] = "resized"
+    """Rule of the random crop: random resized crop, or that of the published linear probe, which cuts what is too long
+    to the image."""
+    balance: bool = False
+    """Weigh the loss of an image by 1 / images of its class, for classes of very different size."""
+
+
 class Data(Part):
     """The images."""
 
     path: str | None = None
     """Folder, glob, .txt list, .csv or .parquet table, tar shards, .npy or .npz stack, or an fsspec address."""
+    val: str | None = None
+    """Labelled images that a task is measured on, never trained on. None: a share of `path` is held out (val_share)."""
+    val_share: Annotated[float, Field(ge=0, le=0.5)] = 0.2
+    """Share of each class that is held out where `val` names nothing, the same images for every seed; 0: none."""
+    label_share: AreaShare = 1.0
+    """Share of the labelled images of each class that a task is trained on, at least one: few-label experiments."""
+    shots: Annotated[int, Field(ge=1)] | None = None
+    """Labelled images of each class that a task is trained on, instead of a share."""
     size: Size = (224, 224)
     """Height and width of a training crop in pixels; one number for a square."""
     channels: Annotated[int, Field(ge=1)] | None = None
@@ -128,20 +171,26 @@ class Data(Part):
 
 
 class Optimiser(Part):
-    """AdamW and its step size."""
+    """How weights are updated, and by how much."""
 
+    name: Literal["adamw", "lars"] = "adamw"
+    """AdamW, or LARS for linear probes of very large batches (MAE, appendix A.1)."""
     base_lr: Annotated[float, Field(gt=0)] = 1.5e-4
     """Learning rate for 256 images a step: lr = base_lr x batch_size / 256."""
     lr: Annotated[float, Field(gt=0)] | None = None
     """Learning rate as it is, instead of base_lr."""
     betas: tuple[Decay, Decay] = (0.9, 0.95)
-    """Decay of the two moments."""
+    """Decay of AdamW's two moments."""
     eps: Annotated[float, Field(gt=0)] = 1e-8
-    """Term that keeps the division finite."""
+    """Term that keeps AdamW's division finite."""
+    momentum: Decay = 0.9
+    """Momentum of LARS."""
+    trust: Annotated[float, Field(gt=0)] = 0.001
+    """LARS: the length of a tensor's step, as a share of the tensor's own length."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
     """Decoupled weight decay; biases and one-dimensional tensors have none."""
     layer_decay: Annotated[float, Field(gt=0, le=1)] | None = None
-    """Factor on the learning rate from each layer to the one before it; for continued training."""
+    """Factor on the learning rate from each layer to the one before it; for fine-tuning and continued training."""
     clip: Annotated[float, Field(gt=0)] | None = None
     """Largest norm of the gradient; None: no clipping (the norm is logged all the same)."""
 
@@ -205,7 +254,9 @@ class Log(Part):
     every: Annotated[int, Field(ge=1)] = 10
     """Steps between lines when there is no terminal."""
     samples_every: Annotated[int, Field(ge=1)] = 20
-    """Epochs between pictures of reconstructions in samples/, and between label-free quality measures."""
+    """Epochs between pictures in samples/ (reconstructions or predictions), and between label-free quality measures."""
+    evaluate_every: Annotated[int, Field(ge=1)] = 1
+    """Epochs between evaluations of a task on its held-out images; the end is always evaluated."""
     writers: tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...] = ("tensorboard",)
     """Where the metrics go besides metrics.jsonl."""
     probe: Probe | None = None
@@ -221,12 +272,14 @@ class Recipe(Part):
     """Paper, table, expected time and result, and the command."""
     encoder: Encoder = Encoder()
     """The backbone."""
-    method: Method = Method()
-    """The pre-training task."""
+    method: Method | None = None
+    """The pre-training task; a recipe has this or `task`. Where it has neither, this with its defaults."""
+    task: Classify | None = None
+    """The downstream task that an encoder is fine-tuned or probed for."""
     data: Data = Data()
     """The images."""
     optimiser: Optimiser = Optimiser()
-    """AdamW and its step size."""
+    """How weights are updated, and by how much."""
     schedule: Schedule = Schedule()
     """The course of the learning rate."""
     train: Train = Train()
@@ -234,9 +287,43 @@ class Recipe(Part):
     log: Log = Log()
     """What is written down."""
 
+    @property
+    def pretraining(self) -> Method:
+        """The section `method`. Raises UserError where the recipe has a task instead."""
+        if self.method is None:
+            raise UserError(
+                f"The recipe {self.name} is for a task, not for pre-training; train it with `mimkit finetune`."
+            )
+        return self.method
+
+    @property
+    def tuning(self) -> Classify:
+        """The section `task`. Raises UserError where the recipe pre-trains instead."""
+        if self.task is None:
+            raise UserError(
+                f"The recipe {self.name} is for pre-training, it has no task; run it with `mimkit pretrain`, or choose "
+                "one of the recipes finetune_... or linear_probe_... (`mimkit recipes`)."
+            )
+        return self.task
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_purpose(cls, values: Any) -> Any:
+        """A recipe that says nothing of its purpose pre-trains."""
+        if isinstance(values, dict) and values.get("method") is None and values.get("task") is None:
+            return {**values, "method": {}}
+        return values
+
     @model_validator(mode="after")
     def _parts_fit(self) -> "Recipe":
-        clashes = [*_sizes(self), *_heads(self), *_crops(self.data), *_channels(self.data)]
+        clashes = [
+            *_purpose(self),
+            *_sizes(self),
+            *_heads(self.method),
+            *_labels(self),
+            *_crops(self.data),
+            *_channels(self.data),
+        ]
         if clashes:
             raise Misfit(clashes)
         return self
@@ -257,8 +344,42 @@ def _sizes(recipe: Recipe) -> Clashes:
             )
 
 
-def _heads(recipe: Recipe) -> Clashes:
-    decoder = recipe.method.decoder
+def _purpose(recipe: Recipe) -> Clashes:
+    if recipe.method is not None and recipe.task is not None:
+        yield (
+            ("task", "method"),
+            "task: this recipe has a section `method` too, so it would pre-train; leave one of the two out "
+            "(`method: null` drops one that came with `extends`).",
+        )
+
+
+def _labels(recipe: Recipe) -> Clashes:
+    """How much is trained, and on how many labels, can each be said in one way alone; and only for a task."""
+    task, data = recipe.task, recipe.data
+    if task is None and data.val is not None:
+        yield (
+            ("data.val",),
+            "data.val: pre-training measures nothing on labels; leave it out, or probe while it trains with "
+            "log.probe.path.",
+        )
+    if task is not None and task.head == "probe" and task.blocks is not None:
+        yield (
+            ("task.blocks", "task.head"),
+            f"task.blocks: {task.blocks:g} blocks cannot be trained under task.head=probe, which keeps the encoder "
+            "as it is; leave it out.",
+        )
+    if data.shots is not None and data.label_share < 1:
+        yield (
+            ("data.shots", "data.label_share"),
+            f"data.shots: {data.shots} images of each class and a share of {data.label_share:g} exclude each other; "
+            "give one.",
+        )
+
+
+def _heads(method: Method | None) -> Clashes:
+    if method is None:
+        return
+    decoder = method.decoder
     if decoder.width % decoder.heads:
         yield (
             ("method.decoder.heads", "method.decoder.width"),

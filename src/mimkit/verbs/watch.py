@@ -80,7 +80,7 @@ class _Samples:
         shown = module.reconstruct(pixels[few], module.draw_mask(pixels[few], MASK_SEED))
         names = [self.images.key(int(i)) for i in self.batch.ids[few]]
         draw(self.recipe, shown, names, f"step {step}", self.folder / f"step-{step:07}.png")
-        part = self.recipe.method
+        part = self.recipe.pretraining
         trivial = trivial_losses(pixels, mask, module.encoder.unit, part.norm_pix, part.min_std)
         with torch.no_grad():
             model = float(module(Batch(pixels, self.batch.ids, mask)).total)

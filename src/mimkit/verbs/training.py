@@ -1,0 +1,292 @@
+"""What all verbs that train have in common: a named and claimed run folder, a recipe that may or may not have changed
+since, the engine's options, and what is said before the first step.
+
+A verb finds its recipe, enters `place_of`, opens its images, builds its model and hands all of it to `train`.
+"""
+
+import hashlib
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mimkit.analysis import cost
+from mimkit.data.batch import Batch
+from mimkit.data.loader import TrainData, train_batches
+from mimkit.data.sampling import steps_per_epoch
+from mimkit.data.sources import Source
+from mimkit.engine import devices, processes, run_folder, schedule
+from mimkit.engine.command import resume_command
+from mimkit.engine.loop import fit
+from mimkit.engine.options import About, FitOptions
+from mimkit.engine.processes import Processes
+from mimkit.engine.trainable import Evaluator
+from mimkit.errors import UserError
+from mimkit.methods.base import Method
+from mimkit.recipes import build, load
+from mimkit.recipes.schema import Recipe
+from mimkit.tasks import Task
+
+log = logging.getLogger(__name__)
+
+RESUMABLE = (  # what may differ when a run is resumed: nothing here changes what is learned, but for train.epochs
+    "about",
+    "data.bad_share",
+    "data.path",
+    "data.val",
+    "data.workers",
+    "log.",
+    "train.checkpoint_every",
+    "train.device",
+    "train.epochs",
+    "train.keep",
+    "train.run",
+)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A finished run: its folder, its optimiser steps, its last row of metrics, and a sentence for the terminal."""
+
+    run: Path
+    steps: int
+    row: Mapping[str, Any]
+    message: str
+
+    @property
+    def loss(self) -> float:
+        return float(self.row["loss"])
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a run happens: its folder, whether it is resumed, the device, the processes, the precision."""
+
+    folder: Path
+    resume: bool
+    device: torch.device
+    here: Processes
+    precision: str
+
+    @property
+    def autocast(self) -> Callable[[], Any]:
+        return partial(devices.autocast, self.precision, self.device)
+
+
+def is_run(source: str | Path) -> bool:
+    """Whether `source` is a folder with a run in it."""
+    return (Path(source).expanduser() / load.RUN_RECIPE).is_file()
+
+
+def check_source(source: str | Path, recipe: Recipe, verb: str, resume: bool) -> None:
+    """Raise UserError where a run folder is given without `resume`, or something else with it."""
+    if is_run(source) and not resume:
+        raise UserError(
+            f"{source} already holds a run; go on with `{resume_command(Path(source))}`, or start another with its "
+            f"recipe: `mimkit {verb} {Path(source) / load.RUN_RECIPE} train.run=NAME`."
+        )
+    if resume and recipe.train.run is None:
+        raise UserError(
+            f"{source} is no run folder, so there is nothing to resume; name the run: runs/NAME --resume."
+        )
+
+
+@contextmanager
+def place_of(recipe: Recipe, resume: bool) -> Iterator[tuple[Recipe, Place]]:
+    """Join the other processes, name the run and claim its folder; what is logged inside goes to its log too."""
+    device = devices.choose_device(recipe.train.device)
+    precision = devices.choose_precision(recipe.train.precision, device)
+    with processes.start(device) as here:
+        recipe, folder = _name_run(recipe, here)
+        here.from_first(lambda: run_folder.claim(folder, resume))
+        with run_folder.log_file(folder) if here.first else nullcontext():
+            yield recipe, Place(folder, resume, device, here, precision)
+
+
+def settle(recipe: Recipe, images: Source, place: Place) -> Recipe:
+    """Fill in what the recipe leaves open about the images; a resumed run has it settled, and keeps to it."""
+    if place.resume:
+        return _check_resumed(place.folder, recipe)
+    return place.here.from_first(lambda: build.settle_data(recipe, images))
+
+
+def settle_batch(recipe: Recipe, model: Method | Task, place: Place) -> Recipe:
+    """Fill in the micro-batch that fits into the memory of this device."""
+    world, cpu = place.here.world, place.device.type == "cpu"
+    return place.here.from_first(
+        lambda: build.settle_batch(recipe, model, place.autocast, build.free_bytes(place.device), world, cpu)
+    )
+
+
+def options_of(recipe: Recipe, images: int, place: Place) -> FitOptions:
+    """The recipe as the engine wants it. images: how many there are to train on."""
+    train, micro = recipe.train, recipe.train.micro_batch
+    assert micro is not None, "settle_batch comes first"
+    per_epoch = steps_per_epoch(images * recipe.data.repeats, train.batch_size)
+    course = schedule.Schedule(
+        recipe.optimiser.lr or schedule.peak_lr(recipe.optimiser.base_lr, train.batch_size),
+        train.epochs,
+        per_epoch,
+        recipe.schedule.warmup_epochs,
+        recipe.schedule.min_lr,
+    )
+    return FitOptions(
+        course,
+        micro,
+        accumulate=train.batch_size // (micro * place.here.world),
+        seed=train.seed,
+        precision=place.precision,
+        clip=recipe.optimiser.clip,
+        ema=train.ema,
+        checkpoint_every=train.checkpoint_every,
+        keep=train.keep,
+        log_every=recipe.log.every,
+        rollback_after=train.rollback_after,
+        bad_share=recipe.data.bad_share,
+        writers=recipe.log.writers,
+    )
+
+
+def train(
+    recipe: Recipe,
+    model: Method | Task,
+    images: Source,
+    data: TrainData[Any],
+    prepare: Callable[[Any], Batch],
+    evaluators: Sequence[Evaluator],
+    options: FitOptions,
+    place: Place,
+    extra: Mapping[str, Any],
+) -> Outcome:
+    """Let the engine train `model`, or go on with it; the message of what comes back is the caller's.
+
+    data: what the loader draws from `images`. extra: what every checkpoint says of itself besides the statistics.
+    """
+    here, folder = place.here, place.folder
+    if here.first:
+        (folder / load.RUN_RECIPE).write_text(load.dump(recipe), encoding="utf-8")
+        _announce(recipe, model, images, options, place)
+    if recipe.train.compile:
+        model.compile()
+    outcome = fit(
+        model,
+        build.optimiser(recipe, model),
+        partial(_batches, data, recipe, options, place),
+        prepare,
+        options,
+        folder,
+        resume=place.resume,
+        evaluators=evaluators,
+        processes=here,
+        about=_about(recipe, model, images, extra),
+    )
+    rows = run_folder.read_rows(folder / run_folder.METRICS)
+    row = next(row for row in reversed(rows) if row["loss"] is not None)
+    return Outcome(folder, outcome.state.step, row, "")
+
+
+def _name_run(recipe: Recipe, here: Processes) -> tuple[Recipe, Path]:
+    """The run folder, the same for all processes: the recipe's, or runs/<recipe>-<time>."""
+    named = here.from_first(
+        lambda: recipe.train.run or f"runs/{recipe.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    )
+    train = recipe.train.model_copy(update={"run": named})
+    return recipe.model_copy(update={"train": train}), Path(named)
+
+
+def _check_resumed(folder: Path, wanted: Recipe) -> Recipe:
+    """The recipe to go on with. Raises UserError with the differences where more than `RESUMABLE` has changed."""
+    saved = load.resolve(folder)
+    changed = [
+        f"{key}: {old} -> {new}"
+        for key, old, new in load.difference(saved, wanted)
+        if not key.startswith(RESUMABLE)
+    ]
+    if changed:
+        raise UserError(
+            f"The run in {folder} was made with another recipe ({'; '.join(changed)}); resume it without these "
+            f"changes, or start another run with encoder.init={folder}. Only these may change: "
+            f"{', '.join(name.rstrip('.') for name in RESUMABLE)}."
+        )
+    if wanted.train.epochs != saved.train.epochs:
+        log.warning(
+            "train.epochs is %d where the run had %d: from here on the learning rate follows the new length.",
+            wanted.train.epochs,
+            saved.train.epochs,
+        )
+    return wanted
+
+
+def _batches(
+    data: TrainData[Any], recipe: Recipe, options: FitOptions, place: Place, start: int
+) -> Iterator[Any]:
+    return train_batches(
+        data,
+        recipe.train.batch_size,
+        options.micro_batch,
+        start,
+        options.schedule.steps,
+        recipe.data.workers or 0,
+        place.here.rank,
+        place.here.world,
+        pin=place.device.type == "cuda",
+    )
+
+
+def _about(recipe: Recipe, model: Method | Task, images: Source, extra: Mapping[str, Any]) -> About:
+    """What a checkpoint says of itself: the statistics to normalise by, and what the verb adds."""
+    part = recipe.data
+    facts = {"mean": part.mean, "std": part.std, "channels": part.channels, "encoder": recipe.encoder.name}
+    return About(
+        recipe=hashlib.blake2b(load.dump(recipe).encode(), digest_size=16).hexdigest(),
+        data=images.digest(),
+        extra={**facts, **extra},
+        config=recipe.model_dump(mode="json"),
+        flops_per_image=float(cost.step_flops(model, part.size)),
+    )
+
+
+def _announce(
+    recipe: Recipe, model: Method | Task, images: Source, options: FitOptions, place: Place
+) -> None:
+    """What will happen, in a few lines."""
+    height, width = recipe.data.size
+    log.info(
+        "%s on %s, %.1f M parameters, %d images of %d channel(s), crops of %d x %d, %s on %s",
+        recipe.method.name if recipe.method is not None else recipe.tuning.name,
+        recipe.encoder.name,
+        cost.parameters(model) / 1e6,
+        len(images),
+        recipe.data.channels,
+        height,
+        width,
+        options.precision,
+        place.device,
+    )
+    if recipe.optimiser.lr is None:
+        rule = schedule.describe_lr(
+            recipe.optimiser.base_lr, options.micro_batch, options.accumulate, place.here.world
+        )
+        log.info("%s", rule)
+    else:
+        log.info("lr %s as the recipe gives it", schedule.short(recipe.optimiser.lr))
+    if recipe.schedule.warmup_epochs >= recipe.train.epochs:
+        log.warning(
+            "The warm-up of %g epochs is as long as the run of %d: the learning rate never peaks; shorten it "
+            "with schedule.warmup_epochs=.",
+            recipe.schedule.warmup_epochs,
+            recipe.train.epochs,
+        )
+    log.info(
+        "%d epochs of %d steps = %d steps; run folder %s",
+        recipe.train.epochs,
+        options.schedule.steps_per_epoch,
+        options.schedule.steps,
+        place.folder,
+    )
