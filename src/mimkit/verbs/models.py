@@ -72,7 +72,11 @@ def _from_run(run: Path, overrides: Sequence[str]) -> Model:
         log.info("%s: %s", folder, notes[0])
     untrained = f"{folder} was saved before the first step" if state.step == 0 else None
     report = LoadReport(
-        str(folder), "mimkit", tuple(method.state_dict()), norm_pix=recipe.method.norm_pix, notes=tuple(notes)
+        str(folder),
+        "mimkit",
+        tuple(method.state_dict()),
+        norm_pix=recipe.pretraining.norm_pix,
+        notes=tuple(notes),
     )
     return Model(str(run), recipe, method.encoder.eval(), method.eval(), untrained, state.step, report)
 
