@@ -2,17 +2,18 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mimkit import zoo
 from mimkit.encoders import Encoder
 from mimkit.encoders.vit import VARIANTS
 from mimkit.engine import checkpoint
-from mimkit.errors import UserError
+from mimkit.errors import DataError, UserError
 from mimkit.methods.base import Method
 from mimkit.recipes import build, load
 from mimkit.recipes.schema import Recipe
+from mimkit.tasks import Task
 from mimkit.verbs.describe import recipe_of, says, statistics
 from mimkit.zoo.likeness import size_of
 from mimkit.zoo.load import load as fill
@@ -29,7 +30,8 @@ WITH_DECODER = "mae_pretrain_vit_*_full.pth (normalised pixels) or mae_visualize
 
 @dataclass(frozen=True)
 class Model:
-    """An encoder, the recipe that describes it and the images it expects, and the method around it where there is one.
+    """An encoder, the recipe that describes it and the images it expects, and what was trained around it: the method,
+    or the task that it was fine-tuned for.
 
     decoder: None when the method's decoder was trained, else a sentence that says why there is none to look at.
     step: finished optimiser steps of a run, None for a file. report: what was loaded, and how.
@@ -42,6 +44,7 @@ class Model:
     decoder: str | None = "it is an encoder alone"
     step: int | None = None
     report: LoadReport | None = None
+    task: Task | None = None
 
 
 def open_model(model: str | Path, overrides: Sequence[str] = ()) -> Model:
@@ -60,32 +63,44 @@ def open_model(model: str | Path, overrides: Sequence[str] = ()) -> Model:
 
 def _from_run(run: Path, overrides: Sequence[str]) -> Model:
     """The newest good checkpoint of a run; its moving average where it keeps one."""
-    recipe = load.resolve(run, overrides)
-    _check_same_model(run, load.resolve(run), recipe)
-    method = build.method(recipe)
+    saved, recipe = load.resolve(run), load.resolve(run, overrides)
+    _check_same_model(run, saved, recipe)
     folder = checkpoint.latest_good(run)
-    state = checkpoint.restore(folder, method)
+    model = _model_of(saved, checkpoint.read_state(folder))  # tables as they were; they fit any size when it runs
+    state = checkpoint.restore(folder, model)
     notes = []
     if (folder / checkpoint.EMA).exists():
-        method.load_state_dict(checkpoint.read_tensors(folder, checkpoint.EMA), strict=False)
+        model.load_state_dict(checkpoint.read_tensors(folder, checkpoint.EMA), strict=False)
         notes.append("the moving average of the weights is used")
         log.info("%s: %s", folder, notes[0])
-    untrained = f"{folder} was saved before the first step" if state.step == 0 else None
+    norm_pix = recipe.method.norm_pix if recipe.method is not None else None
     report = LoadReport(
-        str(folder),
-        "mimkit",
-        tuple(method.state_dict()),
-        norm_pix=recipe.pretraining.norm_pix,
-        notes=tuple(notes),
+        str(folder), "mimkit", tuple(model.state_dict()), norm_pix=norm_pix, notes=tuple(notes)
     )
-    return Model(str(run), recipe, method.encoder.eval(), method.eval(), untrained, state.step, report)
+    opened = Model(str(run), recipe, model.encoder.eval(), step=state.step, report=report)
+    if isinstance(model, Task):
+        return replace(opened, task=model.eval(), decoder="it was fine-tuned, and has none any more")
+    untrained = f"{folder} was saved before the first step" if state.step == 0 else None
+    return replace(opened, method=model.eval(), decoder=untrained)
+
+
+def _model_of(recipe: Recipe, state: checkpoint.State) -> Method | Task:
+    """The module that a run trains; the classes of a task stand in its checkpoints."""
+    if recipe.task is None:
+        return build.method(recipe)
+    classes = state.extra.get("classes")
+    if not classes:
+        raise DataError(
+            "The checkpoint does not say which classes it knows; it was not written by `mimkit finetune`."
+        )
+    return build.task(recipe, classes)
 
 
 def _check_same_model(run: Path, saved: Recipe, wanted: Recipe) -> None:
     changed = [
         key
         for key, _, _ in load.difference(saved, wanted)
-        if key.startswith(("encoder.", "method.decoder", "data.channels"))
+        if key.startswith(("encoder.", "method.decoder", "data.channels", "task"))
     ]
     if changed:
         raise UserError(

@@ -1,0 +1,151 @@
+"""`mimkit finetune`: from an encoder and labelled images to a classifier, all of it trained, a part, or a head alone.
+
+The way is that of pre-training: a recipe, images, a settled recipe, a model, and `verbs.training` with the engine
+behind it, so runs are resumed, stopped and written down alike. What is its own: labels that are looked at before
+anything is made, weights to start from that have a say in the recipe, and an evaluation on held-out images while it
+trains.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from mimkit import plots, tasks
+from mimkit.data.classes import counts_of
+from mimkit.data.labelled import prepare_training
+from mimkit.data.loader import eval_batches
+from mimkit.data.normalise import prepare
+from mimkit.data.sampling import epoch_order
+from mimkit.data.sources import Source
+from mimkit.engine.trainable import Evaluator
+from mimkit.recipes import build, load
+from mimkit.recipes.schema import Recipe
+from mimkit.tasks import Task
+from mimkit.verbs import training
+from mimkit.verbs.labels import LabelledSets, labelled_sets
+from mimkit.verbs.start import Start, initialise, start_of
+from mimkit.verbs.training import Outcome, Place
+
+log = logging.getLogger(__name__)
+
+CHUNK = 64  # images that are evaluated at once
+FEW = 512  # images up to which starting loader processes takes longer than reading does
+PICTURED = 24
+
+
+def run(source: str | Path, overrides: Sequence[str] = (), resume: bool = False) -> Outcome:
+    """See `mimkit.api.finetune`."""
+    start = find_start(source, overrides)
+    recipe = start.recipe
+    training.check_source(source, recipe, "finetune", resume)
+    recipe.tuning  # noqa: B018  (which says what a recipe for pre-training is for, before anything is made)
+    with training.place_of(recipe, resume) as (recipe, place):
+        sets = place.here.from_first(lambda: labelled_sets(recipe))
+        recipe = training.settle(recipe, sets.train, place)
+        return _train(recipe, replace(start, recipe=recipe), sets, place)
+
+
+def find_start(source: str | Path, overrides: Sequence[str]) -> Start:
+    """The recipe behind a name, a YAML file or a run folder, and the weights that it starts from."""
+    if training.is_run(source):
+        return Start(load.resolve(source, [*overrides, f"train.run={source}"]))
+    return start_of(source, overrides)
+
+
+def _train(recipe: Recipe, start: Start, sets: LabelledSets, place: Place) -> Outcome:
+    """Build everything and let the engine run."""
+    classes = sets.train.classes
+    model = build.task(recipe, classes, counts_of(sets.train)).to(place.device)
+    if not place.resume:
+        initialise(model, start, classes)
+    recipe = training.settle_batch(recipe, model, place)
+    options = training.options_of(recipe, len(sets.train), place)
+    assert recipe.data.mean is not None and recipe.data.std is not None
+    outcome = training.train(
+        recipe,
+        model,
+        sets.train,
+        build.finetune_data(recipe, sets.train),
+        partial(
+            prepare_training,
+            device=place.device,
+            mean=recipe.data.mean,
+            std=recipe.data.std,
+            mixing=build.mixing(recipe, len(classes)),
+        ),
+        evaluators(recipe, sets.val, place, options.schedule.steps_per_epoch),
+        options,
+        place,
+        {"task": recipe.tuning.name, "classes": list(classes), "head": recipe.tuning.head},
+    )
+    return replace(outcome, message=_message(outcome, place.folder))
+
+
+def _message(outcome: Outcome, folder: Path) -> str:
+    top1 = outcome.row.get("val/top1")
+    held = "" if top1 is None else f", top-1 {100 * top1:.1f} % on the held-out images"
+    look = "mimkit predict" if top1 is None else "mimkit evaluate"
+    path = " PATH" if top1 is None else ""
+    return (
+        f"Done: {outcome.steps} steps, loss {outcome.loss:.4f}{held}. Run folder {folder}; "
+        f"look with `{look} {folder}{path}` and `mimkit report {folder}`."
+    )
+
+
+def evaluators(recipe: Recipe, val: Source | None, place: Place, steps_per_epoch: int) -> list[Evaluator]:
+    """What looks at the model on the held-out images, at the recipe's cadence."""
+    if val is None:
+        return []
+    part = recipe.log
+    judge = _Validation(recipe, val, place)
+    draw = _Pictures(recipe, val, place.folder / "samples", place.device)
+    return [
+        Evaluator("val", part.evaluate_every * steps_per_epoch, judge),
+        Evaluator("samples", part.samples_every * steps_per_epoch, draw),
+    ]
+
+
+class _Validation:
+    """The task's metric on the held-out images."""
+
+    def __init__(self, recipe: Recipe, val: Source, place: Place) -> None:
+        self.recipe, self.val, self.place = recipe, val, place
+
+    def __call__(self, module: nn.Module, step: int) -> dict[str, float]:
+        assert isinstance(module, Task)
+        part = self.recipe.data
+        assert part.channels is not None and part.mean is not None and part.std is not None
+        workers = (part.workers or 0) if len(self.val) > FEW else 0
+        metric = tasks.evaluate(
+            module,
+            eval_batches(self.val, part.size, part.channels, CHUNK, workers),
+            partial(prepare, device=self.place.device, mean=part.mean, std=part.std),
+            self.place.autocast,
+        )
+        found = {f"val/{name}": value for name, value in metric.result().items() if name != "images"}
+        shown = ", ".join(f"{name} {found[f'val/{name}']:.4f}" for name in ("top1", "loss"))
+        log.info("step %d, held-out images: %s", step, shown)
+        return found
+
+
+class _Pictures:
+    """A contact sheet of predictions for the same held-out images every time."""
+
+    def __init__(self, recipe: Recipe, val: Source, folder: Path, device: torch.device) -> None:
+        self.recipe, self.val, self.folder, self.device = recipe, val, folder, device
+
+    def __call__(self, module: nn.Module, step: int) -> dict[str, float]:
+        assert isinstance(module, Task)
+        part = self.recipe.data
+        assert part.channels is not None and part.mean is not None and part.std is not None
+        ids = sorted(epoch_order(0, 0, len(self.val))[:PICTURED].tolist())
+        (batch,) = eval_batches(self.val, part.size, part.channels, len(ids), ids=ids)
+        if len(batch.ids):
+            predictions = module.predict(prepare(batch, self.device, part.mean, part.std))
+            plots.save(module.draw(batch, predictions), self.folder / f"step-{step:07}.png")
+        return {}

@@ -1,0 +1,156 @@
+"""The weights that a fine-tuning run starts from, and what they say about its recipe.
+
+Patch, positions, image size, channels, mean and deviation belong to weights more than to a training recipe, so they
+stand above those of a packaged recipe; a file of one's own and overrides stand above them. Who starts from a run of
+8-pixel patches thus needs not say so again.
+"""
+
+import logging
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from mimkit.encoders.vit import VARIANTS
+from mimkit.engine import checkpoint
+from mimkit.errors import DataError, UserError
+from mimkit.recipes import load
+from mimkit.recipes.schema import Recipe
+from mimkit.verbs.describe import recipe_of, says
+from mimkit.verbs.training import is_run
+from mimkit.zoo.likeness import size_of, variant
+from mimkit.zoo.load import load as fill
+from mimkit.zoo.load import read_strictly
+from mimkit.zoo.source import open_source
+from mimkit.zoo.weights import Weights
+
+log = logging.getLogger(__name__)
+
+OF_THE_WEIGHTS = (
+    "encoder.patch",
+    "encoder.positions",
+    "encoder.class_token",
+    "encoder.layer_scale",
+    "data.size",
+    "data.channels",
+    "data.mean",
+    "data.std",
+)
+RANDOM = "random:"
+
+
+@dataclass(frozen=True)
+class Start:
+    """A recipe, and the weights that its `encoder.init` names (None: random ones)."""
+
+    recipe: Recipe
+    weights: Weights | None = None
+
+
+def start_of(source: str | Path, overrides: Sequence[str]) -> Start:
+    """The recipe `source` as the weights of its `encoder.init` want it.
+
+    Raises UserError where there are no such weights, DataError where they are of another encoder than the recipe's.
+    """
+    recipe = load.resolve(source, overrides)
+    init = recipe.encoder.init
+    if init is None:
+        return Start(recipe)
+    if init.startswith(RANDOM):
+        _check_random(recipe, init)
+        return Start(recipe)
+    weights = open_source(init)
+    said = _says(recipe, init, weights, source)
+    settled = load.resolve(source, overrides, said)
+    changed = [(key, new) for key, _, new in load.difference(recipe, settled)]
+    if changed:
+        words = ", ".join(f"{key}={_plain(value)}" for key, value in changed)
+        log.info("As %s has it: %s", init, words)
+    return Start(settled, weights)
+
+
+def initialise(model: nn.Module, start: Start, classes: Sequence[str]) -> None:
+    """Put the weights of `start` into a task's encoder; its head starts anew unless it is one for the same classes."""
+    if start.weights is None:
+        log.info("Random weights: nothing was loaded (encoder.init= names weights to start from).")
+        return
+    head = model.get_submodule("head")
+    fresh = deepcopy(head.state_dict())
+    report = fill(model, start.weights)
+    log.info("%s", report)
+    if any(name.startswith("head.") for name in report.loaded):
+        init = start.recipe.encoder.init
+        if init is not None and classes_of(init) == tuple(classes):
+            log.info("The head for the same classes is kept.")
+        else:
+            head.load_state_dict(fresh)
+            log.info("The head starts anew: nothing says that these classes are those it was trained for.")
+
+
+def classes_of(run: str | Path) -> tuple[str, ...] | None:
+    """The classes that the newest checkpoint of a fine-tuning run was trained for, in order; None for all else."""
+    if not is_run(run):
+        return None
+    classes = checkpoint.read_state(checkpoint.latest_good(Path(run).expanduser())).extra.get("classes")
+    return None if classes is None else tuple(classes)
+
+
+def _says(recipe: Recipe, init: str, weights: Weights, source: str | Path) -> list[str]:
+    """What the weights settle, as overrides."""
+    if recipe.encoder.name.startswith("timm:"):
+        size = [says("data.size", list(weights.size))] if weights.size else []
+        return [*size, says("encoder.patch", 1)]
+    _, reading = read_strictly(weights)
+    described = recipe_of(init, weights, reading.tensors)
+    _check_same(recipe, described, init, size_of(reading.tensors), source)
+    own = recipe.data.channels
+    other_images = own is not None and own != described.data.channels
+    keys = [
+        key
+        for key in OF_THE_WEIGHTS
+        if not (other_images and key in ("data.channels", "data.mean", "data.std"))
+    ]
+    return [says(key, _value(described, key)) for key in keys if _value(described, key) is not None]
+
+
+def _value(recipe: Recipe, key: str) -> Any:
+    part, name = key.split(".")
+    return getattr(getattr(recipe, part), name)
+
+
+def _check_same(
+    recipe: Recipe, described: Recipe, init: str, size: tuple[int, int] | None, source: str | Path
+) -> None:
+    """Raise DataError when the weights are of another encoder than the recipe builds, with the command that fits."""
+    theirs, ours = described.encoder.name, recipe.encoder.name
+    if theirs == ours or size is None:
+        return
+    row = VARIANTS.get(ours)
+    if row is not None and size == (row.width, row.depth):
+        return  # the same sizes by another name: what differs shows when the tensors are compared
+    family = recipe.name.partition("_vit_")[0]
+    fitting = f"{family}_{theirs}"
+    name = fitting if fitting in load.names() else f"{source} encoder.name={theirs}"
+    raise DataError(
+        f"{init} holds an encoder {variant(*size)}, and the recipe {recipe.name} builds {ours}; "
+        f"use `mimkit finetune {name} encoder.init={init}`, or other weights."
+    )
+
+
+def _check_random(recipe: Recipe, init: str) -> None:
+    name = init.removeprefix(RANDOM)
+    if name != recipe.encoder.name:
+        raise UserError(
+            f"encoder.init={init} asks for another encoder than the recipe's, {recipe.encoder.name}; "
+            f"add encoder.name={name}, or leave encoder.init out for random weights."
+        )
+
+
+def _plain(value: Any) -> str:
+    """A value as an override writes it, mean and deviation shortened."""
+    if isinstance(value, tuple):
+        return "[" + ",".join(_plain(part) for part in value) + "]"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
