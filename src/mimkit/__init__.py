@@ -9,11 +9,14 @@ from typing import Any
 from mimkit.version import __version__
 
 VERBS = (
+    "convert",
     "data_check",
     "data_prepare",
     "data_show",
     "data_stats",
     "demo",
+    "export",
+    "finetune",
     "load",
     "models",
     "plan",

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from mimkit.data.check import CheckReport
     from mimkit.data.stats import Stats
     from mimkit.verbs.demo import DemoResult
+    from mimkit.verbs.exchange import Exported
+    from mimkit.verbs.models import Model
     from mimkit.verbs.plan import Plan
     from mimkit.verbs.pretrain import Outcome
 
@@ -28,6 +30,17 @@ def pretrain(source: str | Path, overrides: Sequence[str] = (), resume: bool = F
     Under torchrun each process calls this. Raises Interrupted when asked to stop, with the state saved.
     """
     from mimkit.verbs.pretrain import run
+
+    return run(source, overrides, resume)
+
+
+def finetune(source: str | Path, overrides: Sequence[str] = (), resume: bool = False) -> "Outcome":
+    """Train an encoder for a task on labelled images: a recipe, a YAML file, or a run folder with `resume`.
+
+    `encoder.init=MODEL` names the weights to start from, `data.path=` the labelled images, `data.val=` those to measure
+    on. Under torchrun each process calls this. Raises Interrupted when asked to stop, with the state saved.
+    """
+    from mimkit.verbs.finetune import run
 
     return run(source, overrides, resume)
 
@@ -57,6 +70,40 @@ def probe(model: str | Path, overrides: Sequence[str] = (), json: str | Path | N
     from mimkit.verbs.look import probe as judge
 
     return judge(model, overrides, None if json is None else Path(json))
+
+
+def load(model: str | Path, overrides: Sequence[str] = ()) -> "Model":
+    """Open a model: a run folder, a published or exported file or folder, `timm:NAME`, `hf:FOLDER`, `random:vit_tiny`.
+
+    The family is told by the names of the tensors. Gives `.encoder`, `.method` where there is a decoder, `.recipe`
+    (patch, size, mean, std) and `.report`, which says in words what was loaded. Both modules are in evaluation mode.
+    overrides: what the weights do not fix, such as `data.size=384`.
+    """
+    from mimkit.verbs.exchange import load as open_any
+
+    return open_any(model, overrides)
+
+
+def convert(file: str | Path, out: str | Path, to: str = "mimkit") -> "Exported":
+    """Rewrite weights under other names: into a folder of mimkit, or `to="published"` into a file as MAE's are.
+
+    Nothing may be missing or left over, and nothing is computed. out: a new folder, for "published" a new .pth file.
+    """
+    from mimkit.verbs.exchange import convert as rewrite
+
+    return rewrite(file, out, to)
+
+
+def export(model: str | Path, to: str, out: str | Path, decoder: bool = True) -> "Exported":
+    """Write a model for others, into the new folder `out`, with a model card.
+
+    to: "safetensors" (read by `mimkit.load`), "timm", "hf" (transformers: ViTMAE with the decoder, ViT without) or
+    "onnx". decoder: False leaves it out where the format would hold it. Raises UserError for what a format cannot
+    express; the sentence says why and what works.
+    """
+    from mimkit.verbs.exchange import export as write
+
+    return write(model, to, out, decoder)
 
 
 def plan(source: str | Path, overrides: Sequence[str] = ()) -> "Plan":

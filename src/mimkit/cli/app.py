@@ -4,7 +4,20 @@ from typing import Annotated, Any
 
 import typer
 
-from mimkit.cli import data, demo, models, plan, pretrain, probe, recipes, reconstruct, report
+from mimkit.cli import (
+    convert,
+    data,
+    demo,
+    export,
+    finetune,
+    models,
+    plan,
+    pretrain,
+    probe,
+    recipes,
+    reconstruct,
+    report,
+)
 from mimkit.version import __version__
 
 HELP = """Pre-train a vision backbone on your own images, see what it learned, use it.
@@ -28,7 +41,7 @@ def command() -> Any:
     """The whole command line as one callable of typer."""
     app = typer.Typer(help=HELP, **PLAIN)
     app.callback()(_options)
-    for verb in (demo, pretrain, reconstruct, probe, plan, report):
+    for verb in (demo, pretrain, finetune, reconstruct, probe, plan, report, convert, export):
         app.command(name=verb.__name__.rpartition(".")[2])(verb.run)
     app.add_typer(data.group(), name="data")
     app.command(name="models")(models.run)

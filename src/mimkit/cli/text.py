@@ -3,11 +3,14 @@
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mimkit.errors import UserError
+
+if TYPE_CHECKING:
+    from mimkit.verbs.exchange import Exported
 
 Source = Annotated[
     str, typer.Argument(metavar="RECIPE", help="A recipe's name, a YAML file or a run folder.")
@@ -39,6 +42,20 @@ def numbers(text: str, option: str) -> list[float]:
         raise UserError(
             f"{option}: {text!r} given; allowed: numbers with commas between them, as 0.5,0.75."
         ) from None
+
+
+def exported(written: "Exported") -> Iterator[str]:
+    """What an export or a conversion wrote, and how to load it."""
+    if written.report is not None:
+        yield str(written.report)
+    yield f"Wrote {written.path}" + (f": {', '.join(written.files)}" if written.path.is_dir() else "")
+    for note in written.notes:
+        yield f"Mind: {note}"
+    if written.use:
+        yield ""
+        yield "Load it with:"
+        yield ""
+        yield from (f"    {line}".rstrip() for line in written.use.splitlines())
 
 
 @contextmanager

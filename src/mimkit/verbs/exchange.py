@@ -1,0 +1,151 @@
+"""`mimkit.load`, `mimkit convert`, `mimkit export`: weights between this library and everybody else's.
+
+`load` opens whatever holds weights. `convert` changes the names and the container of a file and computes nothing.
+`export` writes a model for another library, with a card that says what it is.
+"""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mimkit.encoders import Encoder
+from mimkit.engine import checkpoint
+from mimkit.engine.run_folder import METRICS, read_rows
+from mimkit.errors import UserError, nearest
+from mimkit.recipes import build
+from mimkit.recipes.load import RUN_RECIPE
+from mimkit.recipes.schema import Recipe
+from mimkit.verbs.describe import recipe_of
+from mimkit.verbs.models import Model, open_model
+from mimkit.zoo.card import Facts, card
+from mimkit.zoo.export import FORMATS, Files, Subject, to_safetensors, to_timm
+from mimkit.zoo.hub import to_hub
+from mimkit.zoo.load import load as fill
+from mimkit.zoo.load import read_strictly
+from mimkit.zoo.onnx import to_onnx
+from mimkit.zoo.report import LoadReport
+from mimkit.zoo.source import open_source
+from mimkit.zoo.weights import Weights
+from mimkit.zoo.write import new_folder, save_json, save_published, save_tensors
+
+log = logging.getLogger(__name__)
+
+WEIGHTS, CARD = "model.safetensors", "README.md"
+CONTAINERS = ("mimkit", "published")
+WRITERS: Mapping[str, Callable[[Subject, Path], Files]] = {
+    "safetensors": lambda subject, _: to_safetensors(subject),
+    "timm": lambda subject, _: to_timm(subject),
+    "hf": lambda subject, _: to_hub(subject),
+    "onnx": to_onnx,
+}
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written. files: names in `path`, or of `path` itself. use: Python that loads it, "" where there is
+    none. notes: what to mind. report: what was read, None where a model was exported.
+    """
+
+    path: Path
+    files: tuple[str, ...]
+    use: str = ""
+    notes: tuple[str, ...] = ()
+    report: LoadReport | None = None
+
+
+def load(model: str | Path, overrides: Sequence[str] = ()) -> Model:
+    """See `mimkit.api.load`."""
+    return open_model(model, overrides)
+
+
+def convert(file: str | Path, out: str | Path, to: str = "mimkit") -> Exported:
+    """See `mimkit.api.convert`."""
+    if to not in CONTAINERS:
+        raise UserError(f"--to {to}: known are {' and '.join(CONTAINERS)}.{nearest(to, CONTAINERS)}")
+    weights, target = _whole(str(file)), Path(out).expanduser()
+    _, reading = read_strictly(weights)
+    recipe = recipe_of(str(file), weights, reading.tensors)
+    model = _empty(recipe, reading.tensors)
+    report = fill(model, weights)  # on the meta device: names and shapes alone
+    if to == "published":
+        save_published(target, reading.tensors)
+        return Exported(target, (target.name,), report=report)
+    encoder = model if isinstance(model, Encoder) else model.encoder
+    subject = Subject(reading.tensors, encoder, recipe)
+    notes = tuple(f"Set aside: {', '.join(names)}: {why}." for why, names in reading.aside.items())
+    facts = Facts(target.name, notes=(f"Converted from {weights.label}.", *notes))
+    return _write(subject, "safetensors", target, facts, report)
+
+
+def export(model: str | Path, to: str, out: str | Path, decoder: bool = True) -> Exported:
+    """See `mimkit.api.export`."""
+    if to not in FORMATS:
+        raise UserError(f"--to {to}: known are {', '.join(FORMATS)}.{nearest(to, FORMATS)}")
+    opened, target = open_model(model), Path(out).expanduser()
+    if opened.step == 0:
+        log.warning("%s was saved before the first step: its weights are random.", opened.label)
+    subject = Subject(_tensors(opened, decoder), opened.encoder.cpu(), opened.recipe)
+    return _write(subject, to, target, _facts(opened, target.name))
+
+
+def _whole(text: str) -> Weights:
+    """The weights of a file or folder; of a run what its model is, with the moving average where it keeps one."""
+    if not (Path(text).expanduser() / RUN_RECIPE).is_file():
+        return open_source(text)
+    opened = open_model(text)
+    part = {name: getattr(opened.recipe, name) for name in ("encoder", "method", "data")}
+    dumped = {name: section.model_dump(mode="json") for name, section in part.items() if section is not None}
+    size, norm_pix = opened.recipe.data.size, opened.recipe.pretraining.norm_pix
+    grid = tuple(side // cell for side, cell in zip(size, opened.encoder.unit, strict=True))
+    return Weights(_tensors(opened, True), Path(text).name, grid, norm_pix, recipe=dumped)
+
+
+def _tensors(opened: Model, decoder: bool) -> dict[str, Tensor]:
+    """The model's tensors by our names; the decoder's where they were trained and are wanted."""
+    if decoder and opened.method is not None and opened.decoder is None:
+        return dict(opened.method.state_dict())
+    return {f"encoder.{name}": tensor for name, tensor in opened.encoder.state_dict().items()}
+
+
+def _empty(recipe: Recipe, tensors: Mapping[str, Tensor]) -> Any:
+    """The model that these tensors fill, without memory."""
+    with torch.device("meta"):
+        if any(name.startswith("decoder.") for name in tensors):
+            return build.method(recipe)
+        return build.encoder(recipe)
+
+
+def _write(
+    subject: Subject, to: str, target: Path, facts: Facts, report: LoadReport | None = None
+) -> Exported:
+    with new_folder(target) as folder:
+        files = WRITERS[to](subject, folder)
+        if files.tensors:
+            save_tensors(folder / WEIGHTS, files.tensors)
+        for name, config in files.configs.items():
+            save_json(folder / name, config)
+        named = replace(files, use=files.use.replace("FOLDER", target.name))
+        (folder / CARD).write_text(card(subject, named, facts), encoding="utf-8")
+        names = tuple(sorted(path.name for path in folder.iterdir()))
+    return Exported(target, names, files.use.replace("FOLDER", str(target)), files.notes, report)
+
+
+def _facts(opened: Model, name: str) -> Facts:
+    """What the run folder behind a model wrote down, for its card."""
+    run = Path(opened.label).expanduser()
+    notes = () if opened.report is None else opened.report.notes
+    if not (run / RUN_RECIPE).is_file():
+        return Facts(name, notes=(f"Exported from {Path(opened.label).name}.", *notes))
+    measured = {
+        column: (int(row["step"]), float(value))
+        for row in read_rows(run / METRICS)
+        for column, value in row.items()
+        if column != "step" and isinstance(value, int | float)
+    }
+    state = checkpoint.read_state(checkpoint.latest_good(run))
+    return Facts(name, opened.recipe, state.step, state.images, measured, notes)
