@@ -6,17 +6,32 @@ Ito, which remain distinct for colour-blind eyes; lines differ in dash or marker
 house and imports nothing of it but the errors.
 """
 
+from mimkit.plots.classify import (
+    ClassBar,
+    StartCurve,
+    calibration,
+    class_table,
+    confusion_matrix,
+    mistakes,
+    starts,
+)
 from mimkit.plots.curves import ProbeCurve, loss_curve, probe_bars, probe_layers
 from mimkit.plots.files import save, svg
 from mimkit.plots.images import Views, contact_sheet, reconstruction, reconstruction_grid, rgb
 from mimkit.plots.run import Panel, panel_figure, run_panels, run_report
 
 __all__ = [
+    "ClassBar",
     "Panel",
     "ProbeCurve",
+    "StartCurve",
     "Views",
+    "calibration",
+    "class_table",
+    "confusion_matrix",
     "contact_sheet",
     "loss_curve",
+    "mistakes",
     "panel_figure",
     "probe_bars",
     "probe_layers",
@@ -26,5 +41,6 @@ __all__ = [
     "run_panels",
     "run_report",
     "save",
+    "starts",
     "svg",
 ]

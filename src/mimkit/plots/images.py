@@ -80,9 +80,9 @@ def contact_sheet(
     if not len(images):
         raise UserError("There are no images to put on a contact sheet.")
     columns = max(1, min(columns, len(images)))
-    cell = _cell(max(max(image.shape[:2]) for image in images), columns)
+    cell = cell_size(max(max(image.shape[:2]) for image in images), columns)
     low, high = _range(images)
-    figure, place = _canvas(
+    figure, place = canvas(
         columns,
         -(-len(images) // columns),
         (cell, cell),
@@ -91,9 +91,9 @@ def contact_sheet(
     )
     for index, (image, name) in enumerate(zip(images, names, strict=True)):
         axes = place(index % columns, index // columns)
-        _show(axes, (rgb(image, channels) - low) / (high - low), cell)
+        show_image(axes, (rgb(image, channels) - low) / (high - low), cell)
         axes.annotate(
-            _short(name, cell),
+            short(name, cell),
             (0.5, 0),
             (0, -12),
             "axes fraction",
@@ -118,6 +118,12 @@ def rgb(image: np.ndarray, channels: Channels = None) -> np.ndarray:
             f"Channels {', '.join(map(str, chosen))} cannot be shown: choose one or three from 0 to {count - 1}."
         )
     return image[..., list(chosen) if len(chosen) == 3 else [chosen[0]] * 3]
+
+
+def fitted(images: Sequence[np.ndarray], channels: Channels = None) -> list[np.ndarray]:
+    """Images (H, W, C) as (H, W, 3), all on one scale of brightness, black 0 and white 1."""
+    low, high = _range(images)
+    return [(rgb(image, channels) - low) / (high - low) for image in images]
 
 
 def _chosen(count: int, channels: Channels) -> tuple[int, ...]:
@@ -159,37 +165,40 @@ def _sheet(
     height, width = originals.shape[1:3]
     blocks = 2 if len(originals) > ROWS and count <= ROWS else 1
     rows = -(-len(originals) // blocks)
-    cell = _cell(width, count * blocks)
+    cell = cell_size(width, count * blocks)
     tall = round(cell * height / width)
     low, high = _range(originals)
     heads = [textwrap.wrap(text, max(8, int(cell / 7.2))) for text, _ in columns]
     title += _notes(originals[0], channels, low, high)
     above = 14 * max(map(len, heads)) + 4
-    figure, place = _canvas(count, rows, (cell, tall), title, above, left=18 if names else 0, blocks=blocks)
+    figure, place = canvas(count, rows, (cell, tall), title, above, left=18 if names else 0, blocks=blocks)
     for x, (_, images) in enumerate(columns):
         for index, image in enumerate(images):
             block, y = divmod(index, rows)
             axes = place(x + block * count, y)
-            _show(axes, (rgb(image, channels) - low) / (high - low), cell)
+            show_image(axes, (rgb(image, channels) - low) / (high - low), cell)
             if y == 0:
                 axes.set_title("\n".join(heads[x]), fontsize=9, color=INK, pad=4)
             if x == 0 and names:
-                axes.set_ylabel(_short(names[index], tall), fontsize=8, color=MUTED, labelpad=4)
+                axes.set_ylabel(short(names[index], tall), fontsize=8, color=MUTED, labelpad=4)
     return figure
 
 
-def _cell(side: int, columns: int) -> int:
+def cell_size(side: int, columns: int) -> int:
     """Pixels of a cell: a whole multiple of a small image; at most 224, and about 1200 over all columns."""
     limit = max(96, min(224, 1200 // columns))
     return side * (limit // side) if side <= limit else limit
 
 
-def _short(name: str, pixels: int) -> str:
+def short(name: str, pixels: int, start: bool = False) -> str:
+    """As much of a name as `pixels` hold: its end, which tells files apart, or its `start`."""
     room = max(8, int(pixels / 6.8))
-    return name if len(name) <= room else "…" + name[1 - room :]
+    if len(name) <= room:
+        return name
+    return name[: room - 1] + "…" if start else "…" + name[1 - room :]
 
 
-def _show(axes: "Axes", image: np.ndarray, cell: int) -> None:
+def show_image(axes: "Axes", image: np.ndarray, cell: int) -> None:
     smooth = "nearest" if max(image.shape[:2]) <= cell else "antialiased"
     axes.imshow(np.clip(np.nan_to_num(image), 0, 1), interpolation=smooth)
     axes.set_xticks([])
@@ -197,7 +206,7 @@ def _show(axes: "Axes", image: np.ndarray, cell: int) -> None:
     axes.spines[:].set_visible(False)
 
 
-def _canvas(
+def canvas(
     columns: int,
     rows: int,
     cell: tuple[int, int],
