@@ -11,6 +11,7 @@ from mimkit.engine.trainable import trainable_parameters
 from mimkit.methods.base import Method
 from mimkit.recipes import build, load
 from mimkit.recipes.schema import Recipe
+from mimkit.tasks import Task
 
 SMALL = (
     "encoder.name=vit:32x2x4",
@@ -26,6 +27,7 @@ SMALL = (
     "train.batch_size=8",
     "train.micro_batch=8",
 )
+CLASSES = ("ant", "bee", "white wasp")
 METRICS = {
     "loss": 0.5,
     "probe/knn_cls_layer1": 0.5,
@@ -49,6 +51,25 @@ def small_run(folder: Path, *overrides: str, step: int = 3, average: bool = Fals
     rows = [{"step": i + 1, **METRICS} for i in range(step)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder, method
+
+
+def small_task(folder: Path, *overrides: str) -> tuple[Path, Task]:
+    """A finished fine-tuning run in `folder` and its model."""
+    kept = [text for text in SMALL if not text.startswith("method.")]
+    recipe = load.resolve("finetune_vit_base", [*kept, *overrides])
+    task = build.task(recipe, CLASSES).eval()
+    for parameter in task.parameters():
+        parameter.data.normal_(std=0.2)
+    for buffer in task.buffers():
+        if buffer.is_floating_point():
+            buffer.uniform_(0.5, 1.5)
+    folder.mkdir(parents=True)
+    (folder / "recipe.yaml").write_text(load.dump(recipe))
+    state = checkpoint.State(step=3, images=24, extra={"classes": list(CLASSES), "task": "classify"})
+    checkpoint.save(folder, state, task)
+    row = {"step": 3, "loss": 0.5, "val/top1": 0.75}
+    (folder / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+    return folder, task
 
 
 def randomised(recipe: Recipe) -> Method:

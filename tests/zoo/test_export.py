@@ -120,7 +120,8 @@ def test_what_timm_saves_is_loaded_with_its_mean_and_answers_as_timm_does(tmp_pa
     images = torch.randn(2, 3, 16, 32)
     same(tokens(model.encoder, images), theirs.forward_features(images))
     assert model.recipe.data.mean == (0.5, 0.5, 0.5) and model.recipe.data.size == (16, 32)
-    assert list(model.report.aside) == ["the classification head"]
+    same(model.task.head(tokens(model.encoder, images)[:, 0]), theirs(images))
+    assert model.task.classes == tuple("01234") and not model.report.aside
 
 
 def test_a_network_that_timm_computes_goes_out_and_comes_back(tmp_path: Path) -> None:

@@ -13,17 +13,23 @@ from torch import Tensor
 
 from mimkit import encoders
 from mimkit.data.normalise import IMAGENET_MEAN, IMAGENET_STD
+from mimkit.encoders import Encoder
 from mimkit.encoders.vit import VARIANTS, custom
 from mimkit.errors import DataError
+from mimkit.methods.base import Method
 from mimkit.ops.positions import sincos
-from mimkit.recipes import load
+from mimkit.recipes import build, load
 from mimkit.recipes.schema import Recipe
+from mimkit.tasks import Task
 from mimkit.zoo.likeness import depth_of, looks_like, size_of
 from mimkit.zoo.weights import Weights
 
 log = logging.getLogger(__name__)
 
 DECODER_HEADS, HEAD_WIDTH = 16, 64  # of the published files
+METHOD_BASE, TASK_BASE = "mae_base", "finetune_vit_base"  # what weights do not say is as there
+PROBE_HEAD = "head.1.weight"
+LAST = ("head.weight", PROBE_HEAD)  # (classes, C)
 DATA = ("size", "channels", "mean", "std")  # what of a recipe's data belongs to the model
 
 
@@ -34,13 +40,32 @@ def recipe_of(
     if weights.recipe:
         settings = [
             says(f"{part}.{key}", value)
-            for part in ("encoder", "method", "data")
-            for key, value in weights.recipe.get(part, {}).items()
+            for part, section in weights.recipe.items()
+            for key, value in section.items()
             if (key in DATA if part == "data" else key != "init")
         ]
+        classifies = bool(weights.recipe.get("task"))
     else:
-        settings = _shapes(text, weights, tensors)
-    return load.resolve("mae_base", [*settings, *overrides])
+        settings, classifies = _shapes(text, weights, tensors), is_classifier(tensors)
+    return load.resolve(TASK_BASE if classifies else METHOD_BASE, [*settings, *overrides])
+
+
+def model_of(recipe: Recipe, weights: Weights, tensors: Mapping[str, Tensor]) -> Encoder | Method | Task:
+    """The module that these weights fill: method with a decoder, task with a head, else an encoder alone."""
+    if any(name.startswith("decoder.") for name in tensors):
+        return build.method(recipe)
+    if recipe.task is None:
+        return build.encoder(recipe)
+    last = next(name for name in LAST if name in tensors)
+    count = tensors[last].shape[0]
+    return build.task(recipe, weights.classes or [str(i) for i in range(count)])
+
+
+def is_classifier(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether there is a head, and a norm or a token that says what it reads."""
+    return any(name in tensors for name in LAST) and (
+        "fc_norm.weight" in tensors or "encoder.cls_token" in tensors
+    )
 
 
 def _shapes(text: str, weights: Weights, tensors: Mapping[str, Tensor]) -> list[str]:
@@ -67,6 +92,11 @@ def _shapes(text: str, weights: Weights, tensors: Mapping[str, Tensor]) -> list[
         settings.append(says("encoder.layer_scale", 1.0))  # where it starts matters to nobody: it is loaded
     if "decoder.embed.weight" in tensors:
         settings += _decoder(weights, tensors)
+    if is_classifier(tensors):
+        settings += [
+            says("task.pooling", "mean" if "fc_norm.weight" in tensors else "cls"),
+            says("task.head", "probe" if PROBE_HEAD in tensors else "linear"),
+        ]
     return settings
 
 

@@ -8,22 +8,21 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
+from torch import nn
 
 from mimkit.encoders import Encoder
 from mimkit.engine import checkpoint
 from mimkit.engine.run_folder import METRICS, read_rows
 from mimkit.errors import UserError, nearest
-from mimkit.recipes import build
 from mimkit.recipes.load import RUN_RECIPE
-from mimkit.recipes.schema import Recipe
-from mimkit.verbs.describe import recipe_of
+from mimkit.tasks.classify import Classifier
+from mimkit.verbs.describe import model_of, recipe_of
 from mimkit.verbs.models import Model, open_model
 from mimkit.zoo.card import Facts, card
 from mimkit.zoo.export import FORMATS, Files, Subject, to_safetensors, to_timm
+from mimkit.zoo.folders import from_recipe
 from mimkit.zoo.hub import to_hub
 from mimkit.zoo.load import load as fill
 from mimkit.zoo.load import read_strictly
@@ -70,13 +69,15 @@ def convert(file: str | Path, out: str | Path, to: str = "mimkit") -> Exported:
     weights, target = _whole(str(file)), Path(out).expanduser()
     _, reading = read_strictly(weights)
     recipe = recipe_of(str(file), weights, reading.tensors)
-    model = _empty(recipe, reading.tensors)
+    with torch.device("meta"):
+        model = model_of(recipe, weights, reading.tensors)
     report = fill(model, weights)  # on the meta device: names and shapes alone
     if to == "published":
         save_published(target, reading.tensors)
         return Exported(target, (target.name,), report=report)
     encoder = model if isinstance(model, Encoder) else model.encoder
-    subject = Subject(reading.tensors, encoder, recipe)
+    classes = model.classes if isinstance(model, Classifier) else ()
+    subject = Subject(reading.tensors, encoder, recipe, classes)
     notes = tuple(f"Set aside: {', '.join(names)}: {why}." for why, names in reading.aside.items())
     facts = Facts(target.name, notes=(f"Converted from {weights.label}.", *notes))
     return _write(subject, "safetensors", target, facts, report)
@@ -89,7 +90,7 @@ def export(model: str | Path, to: str, out: str | Path, decoder: bool = True) ->
     opened, target = open_model(model), Path(out).expanduser()
     if opened.step == 0:
         log.warning("%s was saved before the first step: its weights are random.", opened.label)
-    subject = Subject(_tensors(opened, decoder), opened.encoder.cpu(), opened.recipe)
+    subject = _subject(opened, decoder)
     return _write(subject, to, target, _facts(opened, target.name))
 
 
@@ -98,26 +99,22 @@ def _whole(text: str) -> Weights:
     if not (Path(text).expanduser() / RUN_RECIPE).is_file():
         return open_source(text)
     opened = open_model(text)
-    part = {name: getattr(opened.recipe, name) for name in ("encoder", "method", "data")}
-    dumped = {name: section.model_dump(mode="json") for name, section in part.items() if section is not None}
-    size, norm_pix = opened.recipe.data.size, opened.recipe.pretraining.norm_pix
-    grid = tuple(side // cell for side, cell in zip(size, opened.encoder.unit, strict=True))
-    return Weights(_tensors(opened, True), Path(text).name, grid, norm_pix, recipe=dumped)
+    subject = _subject(opened, True)
+    described = from_recipe(opened.recipe.model_dump(mode="json"), list(subject.classes))
+    return Weights(subject.tensors, Path(text).name, **described)
 
 
-def _tensors(opened: Model, decoder: bool) -> dict[str, Tensor]:
-    """The model's tensors by our names; the decoder's where they were trained and are wanted."""
+def _subject(opened: Model, decoder: bool) -> Subject:
+    """A model as what is exported; its decoder where that was trained and is wanted, its head where it has one."""
+    encoder, recipe = opened.encoder, opened.recipe
+    if isinstance(opened.task, Classifier):
+        task = opened.task.cpu()
+        head = nn.Sequential(task.fc_norm, task.head)
+        return Subject(task.state_dict(), encoder, recipe, task.classes, head, task.pooling)
     if decoder and opened.method is not None and opened.decoder is None:
-        return dict(opened.method.state_dict())
-    return {f"encoder.{name}": tensor for name, tensor in opened.encoder.state_dict().items()}
-
-
-def _empty(recipe: Recipe, tensors: Mapping[str, Tensor]) -> Any:
-    """The model that these tensors fill, without memory."""
-    with torch.device("meta"):
-        if any(name.startswith("decoder.") for name in tensors):
-            return build.method(recipe)
-        return build.encoder(recipe)
+        return Subject(opened.method.cpu().state_dict(), encoder, recipe)
+    own = {f"encoder.{name}": tensor for name, tensor in encoder.cpu().state_dict().items()}
+    return Subject(own, encoder, recipe)
 
 
 def _write(

@@ -14,7 +14,7 @@ from mimkit.methods.base import Method
 from mimkit.recipes import build, load
 from mimkit.recipes.schema import Recipe
 from mimkit.tasks import Task
-from mimkit.verbs.describe import recipe_of, says, statistics
+from mimkit.verbs.describe import model_of, recipe_of, says, statistics
 from mimkit.zoo.likeness import size_of
 from mimkit.zoo.load import load as fill
 from mimkit.zoo.load import read_strictly
@@ -66,7 +66,9 @@ def _from_run(run: Path, overrides: Sequence[str]) -> Model:
     saved, recipe = load.resolve(run), load.resolve(run, overrides)
     _check_same_model(run, saved, recipe)
     folder = checkpoint.latest_good(run)
-    model = _model_of(saved, checkpoint.read_state(folder))  # tables as they were; they fit any size when it runs
+    model = _model_of(
+        saved, checkpoint.read_state(folder)
+    )  # tables as they were; they fit any size when it runs
     state = checkpoint.restore(folder, model)
     notes = []
     if (folder / checkpoint.EMA).exists():
@@ -144,16 +146,15 @@ def _from_file(text: str, overrides: Sequence[str]) -> Model:
         return _foreign(text, weights, overrides)
     _, reading = read_strictly(weights)
     recipe = recipe_of(text, weights, reading.tensors, overrides)
-    whole = any(name.startswith("decoder.") for name in reading.tensors)
-    model = build.method(recipe) if whole else build.encoder(recipe)
+    model = model_of(recipe, weights, reading.tensors).eval()
     report = fill(model, weights)
     log.info("%s", report)
+    alone = f"{weights.label} holds an encoder alone"
     if isinstance(model, Encoder):
-        return Model(
-            text, recipe, model.eval(), None, f"{weights.label} holds an encoder alone", report=report
-        )
-    missing = None if report.decoder else "its decoder could not be used"
-    return Model(text, recipe, model.encoder.eval(), model.eval(), missing, report=report)
+        return Model(text, recipe, model, decoder=alone, report=report)
+    if isinstance(model, Task):
+        return Model(text, recipe, model.encoder, decoder=alone, report=report, task=model)
+    return Model(text, recipe, model.encoder, model, None, report=report)
 
 
 def _is_vit(weights: Weights) -> bool:

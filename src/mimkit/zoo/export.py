@@ -84,6 +84,7 @@ def to_safetensors(subject: Subject) -> Files:
         "mimkit": __version__,
         "encoder": encoder,
         "method": dumped["method"] if subject.has("decoder") else None,
+        "task": dumped["task"] if subject.has("head") else None,
         "data": data,
         "classes": list(subject.classes),
     }
@@ -104,7 +105,7 @@ def to_timm(subject: Subject) -> Files:
     Raises UserError for an encoder that timm does not have.
     """
     architecture, arguments = _timm_model(subject)
-    tensors = {name: x for name, x in subject.tensors.items() if not name.startswith("decoder.")}
+    tensors = {name: x for name, x in folded(subject).items() if not name.startswith("decoder.")}
     if subject.foreign:
         published = {name.removeprefix("encoder.model."): x for name, x in tensors.items()}
     else:
@@ -156,9 +157,9 @@ def _timm_model(subject: Subject) -> tuple[str, dict[str, Any]]:
         raise refused("timm", [f"it has no architecture for {recipe.encoder.name}"], "safetensors", "onnx")
     arguments |= {"img_size": list(recipe.data.size), "patch_size": list(encoder.unit)}
     if encoder.cls_token is None:
-        arguments |= {"class_token": False, "global_pool": "avg", "fc_norm": subject.has("fc_norm")}
-    elif subject.has("fc_norm"):
-        arguments["global_pool"] = "avg"
+        arguments["class_token"] = False
+    if encoder.cls_token is None or (subject.has("head") and subject.pooling == "mean"):
+        arguments |= {"global_pool": "avg", "fc_norm": subject.has("fc_norm")}
     if recipe.encoder.layer_scale is not None:
         arguments["init_values"] = recipe.encoder.layer_scale
     name = recipe.encoder.name
@@ -171,6 +172,19 @@ def _timm_model(subject: Subject) -> tuple[str, dict[str, Any]]:
             "mlp_ratio": block.mlp.fc1.out_features / encoder.token_width,
         }
     return TIMM_ARCHITECTURES.get(name, TIMM_ARCHITECTURES["vit_base"]), arguments
+
+
+def folded(subject: Subject) -> Mapping[str, Tensor]:
+    """The tensors, a linear probe's batch norm made part of its linear layer: the same answers, a plain head."""
+    norms = (
+        [] if subject.head is None else [m for m in subject.head.modules() if isinstance(m, nn.BatchNorm1d)]
+    )
+    if not norms:
+        return subject.tensors
+    plain = {name: x for name, x in subject.tensors.items() if not name.startswith("head.")}
+    mean, variance = subject.tensors["head.0.running_mean"], subject.tensors["head.0.running_var"]
+    weight = subject.tensors["head.1.weight"] / (variance + norms[0].eps).sqrt()  # (classes, C)
+    return {**plain, "head.weight": weight, "head.bias": subject.tensors["head.1.bias"] - weight @ mean}
 
 
 def refused(library: str, reasons: list[str], *offers: str) -> UserError:

@@ -17,6 +17,7 @@ from mimkit.zoo.weights import Weights
 
 CONFIG, MODEL = "config.json", "model.safetensors"
 OWN_FORMAT, OWN_VERSION = "mimkit", 1
+SECTIONS = ("encoder", "method", "task", "data")  # of a recipe, as far as they say what weights are
 PROCESSOR = "preprocessor_config.json"
 WEIGHT_FILES = (MODEL, "pytorch_model.bin")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
@@ -83,14 +84,12 @@ def _own(tensors: Mapping[str, Tensor], label: str, config: Mapping[str, Any]) -
             f"{label} was written in version {config.get('version')} of mimkit's format, this mimkit reads version "
             f"{OWN_VERSION}; export it again, or install the mimkit that wrote it."
         )
-    recipe = {
-        part: config[part] for part in ("encoder", "method", "data") if isinstance(config.get(part), dict)
-    }
-    return Weights(tensors, label, **from_recipe(recipe))
+    recipe = {part: config[part] for part in SECTIONS if isinstance(config.get(part), dict)}
+    return Weights(tensors, label, **from_recipe(recipe, config.get("classes")))
 
 
-def from_recipe(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """What the sections of a recipe of mimkit say, as arguments of `Weights`."""
+def from_recipe(recipe: Mapping[str, Any], classes: Any = None) -> dict[str, Any]:
+    """What the sections of a recipe of mimkit say, and the classes of a head, as arguments of `Weights`."""
     encoder, method, data = (recipe.get(part) or {} for part in ("encoder", "method", "data"))
     size, patch = _pair(data.get("size")), _pair(encoder.get("patch"))
     grid = None
@@ -103,7 +102,8 @@ def from_recipe(recipe: Mapping[str, Any]) -> dict[str, Any]:
         "size": size,
         "mean": _numbers(data.get("mean")),
         "std": _numbers(data.get("std")),
-        "recipe": {"encoder": encoder, "method": method, "data": data} if encoder.get("name") else {},
+        "classes": _names(classes),
+        "recipe": {part: recipe.get(part) or {} for part in SECTIONS} if encoder.get("name") else {},
     }
 
 
@@ -125,6 +125,7 @@ def _timm(tensors: Mapping[str, Tensor], label: str, config: Mapping[str, Any]) 
         mean=_numbers(cfg.get("mean")),
         std=_numbers(cfg.get("std")),
         architecture=config["architecture"],
+        classes=_names(config.get("label_names") or cfg.get("label_names")),
     )
 
 
@@ -148,6 +149,7 @@ def _hub(tensors: Mapping[str, Tensor], label: str, config: Mapping[str, Any], f
         size,
         _numbers(processor.get("image_mean")),
         _numbers(processor.get("image_std")),
+        classes=_names(list((config.get("id2label") or {}).values())),
     )
 
 
@@ -156,6 +158,10 @@ def _pair(value: Any) -> tuple[int, int] | None:
     if isinstance(value, int):
         return (value, value)
     return (value[0], value[1]) if isinstance(value, list | tuple) and len(value) == 2 else None
+
+
+def _names(value: Any) -> tuple[str, ...] | None:
+    return tuple(map(str, value)) if isinstance(value, list | tuple) and value else None
 
 
 def _numbers(value: Any) -> tuple[float, ...] | None:

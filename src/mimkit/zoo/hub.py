@@ -6,7 +6,7 @@ The names are those of the hub's files, which transformers 4 and 5 both read. tr
 from typing import Any
 
 from mimkit.encoders.vit import ViT
-from mimkit.zoo.export import Files, Subject, refused
+from mimkit.zoo.export import Files, Subject, folded, refused
 from mimkit.zoo.folders import CONFIG, PROCESSOR
 from mimkit.zoo.mae import HUB
 from mimkit.zoo.rules import write
@@ -45,7 +45,7 @@ def to_hub(subject: Subject) -> Files:
         f'model = {kind}.from_pretrained("FOLDER"{extra})'
     )
     configs = {CONFIG: config, PROCESSOR: _processor(subject)}
-    return Files(write(family, subject.tensors), configs, use, "transformers", tuple(_hub_notes(subject)))
+    return Files(write(family, folded(subject)), configs, use, "transformers", tuple(_hub_notes(subject)))
 
 
 def _not_in_vit(encoder: ViT, subject: Subject) -> list[str]:
@@ -57,10 +57,8 @@ def _not_in_vit(encoder: ViT, subject: Subject) -> list[str]:
         reasons.append("its ViT has no layer scale")
     if encoder.unit[0] != encoder.unit[1]:
         reasons.append(f"its ViT wants square patches, these are {encoder.unit[0]} x {encoder.unit[1]}")
-    if subject.has("fc_norm"):
+    if subject.has("head") and subject.pooling == "mean":
         reasons.append("its classifier reads the class token, this one the mean of the patches")
-    if subject.has("head.0"):
-        reasons.append("its classifier has no batch norm, a linear probe has one")
     return reasons
 
 

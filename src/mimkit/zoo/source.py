@@ -9,12 +9,12 @@ from mimkit.errors import DataError, UserError, nearest
 from mimkit.zoo import folders
 from mimkit.zoo.folders import CONFIG, MODEL
 from mimkit.zoo.mae import NORM_PIX
-from mimkit.zoo.read import read_tensors
+from mimkit.zoo.read import read_json, read_tensors
 from mimkit.zoo.weights import Weights
 
 __all__ = ["Weights", "open_source"]
 
-CHECKPOINTS, RECIPE = "checkpoints", "recipe.yaml"
+CHECKPOINTS, RECIPE, STATE = "checkpoints", "recipe.yaml", "state.json"
 
 
 def open_source(source: str) -> Weights:
@@ -47,7 +47,10 @@ def _from_file(path: Path, label: str) -> Weights:
         return folders.open_folder(path.parent, label)
     tensors = read_tensors(path).tensors
     if recipe := _recipe_of(path):
-        return Weights(tensors, label, **folders.from_recipe(recipe))
+        state = read_json(path.with_name(STATE)) if path.with_name(STATE).is_file() else {}
+        return Weights(
+            tensors, label, **folders.from_recipe(recipe, (state.get("extra") or {}).get("classes"))
+        )
     known = [value for start, value in NORM_PIX.items() if path.name.startswith(start)]
     return Weights(tensors, label, norm_pix=next(iter(known), None))
 
