@@ -28,6 +28,7 @@ from mimkit.engine.command import resume_command
 from mimkit.engine.devices import autocast, peak_flops
 from mimkit.engine.ema import MovingAverage
 from mimkit.engine.feed import Feed
+from mimkit.engine.memory import keep_freed_memory
 from mimkit.engine.optimiser import gradient_norms, set_lr, update
 from mimkit.engine.options import About, FitOptions, Outcome
 from mimkit.engine.processes import ALONE, Processes, Replica
@@ -107,6 +108,8 @@ class Loop(Generic[B]):
             module.get_parameter(name).requires_grad_(False)
         self.parameters = trainable_parameters(module)
         self.device = next(iter(self.parameters.values())).device
+        if self.device.type == "cpu":
+            keep_freed_memory()
         self.replica = Replica(module, processes)
         self.average = None if options.ema is None else MovingAverage(self.parameters, options.ema)
         self.pending: deque[Step] = deque()  # made, not yet read: on a GPU a few, on a CPU none
