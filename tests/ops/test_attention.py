@@ -98,3 +98,29 @@ def test_a_block_drops_in_training_alone() -> None:
     torch.manual_seed(0)
     assert torch.equal(block.train()(x), x)
     assert not torch.equal(block.eval()(x), x)
+
+
+def by_definition(block: Block, x: Tensor, key_mask: Tensor | None, last: int | None) -> Tensor:
+    """Both branches computed for every sample and multiplied by what is drawn."""
+    kept = [(torch.rand(len(x)) >= block.rate).to(x)[:, None, None] for _ in range(2)]
+    scales = [each / (1 - block.rate) for each in kept]
+    y = (x if last is None else x[:, -last:]) + scales[0] * block.attn(block.norm1(x), last, key_mask)
+    return y + scales[1] * block.mlp(block.norm2(y))
+
+
+@pytest.mark.parametrize("last", [None, 2])
+@pytest.mark.parametrize("rate", [0.01, 0.5, 0.999])
+def test_samples_that_are_dropped_need_not_be_computed(rate: float, last: int | None) -> None:
+    torch.manual_seed(0)
+    block, x = Block(24, 3, drop_path=rate).double().train(), torch.randn(8, 5, 24, dtype=torch.float64)
+    key_mask = torch.rand(8, 5) < 0.8
+    key_mask[:, 0] = True
+    results = []
+    for compute in (block, lambda *a: by_definition(block, a[0], a[2], a[1])):
+        block.zero_grad()
+        torch.manual_seed(1)
+        out = compute(x, last, key_mask)
+        out.square().sum().backward()
+        results.append([out, *(parameter.grad for parameter in block.parameters())])
+    for got, want in zip(*results, strict=True):
+        torch.testing.assert_close(got, want)

@@ -7,7 +7,7 @@ them needs few rules. Attention runs through torch's fused kernel, but for short
 time.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -156,12 +156,31 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, last: int | None = None, key_mask: Tensor | None = None) -> Tensor:
         """(B, N, C) -> (B, N, C), or (B, last, C) when only the last `last` tokens are wanted further on."""
-        branch = self.ls1(self.attn(self.norm1(x), last, key_mask))
-        x = (x if last is None else x[:, -last:]) + self._dropped(branch)
-        return x + self._dropped(self.ls2(self.mlp(self.norm2(x))))
 
-    def _dropped(self, branch: Tensor) -> Tensor:
+        def attended(rows: Tensor | None) -> Tensor:
+            mask = None if key_mask is None else _rows(key_mask, rows)
+            return self.ls1(self.attn(self.norm1(_rows(x, rows)), last, mask))
+
+        y = self._add(x if last is None else x[:, -last:], attended)
+        return self._add(y, lambda rows: self.ls2(self.mlp(self.norm2(_rows(y, rows)))))
+
+    def _add(self, x: Tensor, branch: Callable[[Tensor | None], Tensor]) -> Tensor:
+        """x + branch(None), with stochastic depth in training; branch(rows) is that of some samples (rows,) alone.
+
+        What is dropped on a CPU is not even computed. A GPU would have to wait for the host to learn what to leave out.
+        """
         if not self.training or self.rate == 0:
-            return branch
-        noise = torch.rand(branch.shape[0], *[1] * (branch.ndim - 1), device=branch.device)
-        return drop_path(branch, self.rate, noise)
+            return x + branch(None)
+        noise = torch.rand(x.shape[0], device=x.device)
+        if x.is_cpu and not torch.compiler.is_compiling():
+            kept = (noise >= self.rate).nonzero().flatten()
+            if len(kept) == len(x):
+                return x.add(branch(None), alpha=1 / (1 - self.rate))
+            if len(kept):
+                return x.index_add(0, kept, branch(kept).to(x.dtype), alpha=1 / (1 - self.rate))
+        return x + drop_path(branch(None), self.rate, noise[:, None, None])
+
+
+def _rows(x: Tensor, rows: Tensor | None) -> Tensor:
+    """The samples `rows` of x (B, ...), or all of them."""
+    return x if rows is None else x[rows]
