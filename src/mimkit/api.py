@@ -16,10 +16,13 @@ if TYPE_CHECKING:
     from mimkit.data.check import CheckReport
     from mimkit.data.stats import Stats
     from mimkit.verbs.demo import DemoResult
+    from mimkit.verbs.embed import Embedding
+    from mimkit.verbs.evaluate import Evaluation
     from mimkit.verbs.exchange import Exported
     from mimkit.verbs.models import Model
     from mimkit.verbs.plan import Plan
-    from mimkit.verbs.pretrain import Outcome
+    from mimkit.verbs.predict import Predictions
+    from mimkit.verbs.training import Outcome
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +46,62 @@ def finetune(source: str | Path, overrides: Sequence[str] = (), resume: bool = F
     from mimkit.verbs.finetune import run
 
     return run(source, overrides, resume)
+
+
+def evaluate(
+    model: str | Path,
+    overrides: Sequence[str] = (),
+    json: str | Path | None = None,
+    out: str | Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> "Evaluation":
+    """Measure a classifier (a fine-tuning run, or a file with a head) on labelled images: `data.path=` names them.
+
+    None named: those that the run held out. json: a file for all numbers. out: a folder for the pictures (confusion,
+    classes, calibration, worst mistakes); None: `evaluation` in the run folder. progress: told (done, total).
+    """
+    from mimkit.verbs.evaluate import evaluate as measure
+
+    return measure(model, overrides, _path(json), _path(out), progress)
+
+
+def predict(
+    model: str | Path,
+    path: str | Path,
+    overrides: Sequence[str] = (),
+    out: str | Path = "predictions.jsonl",
+    sheet: str | Path = "predictions.png",
+    top: int = 5,
+    progress: Callable[[int, int], None] | None = None,
+) -> "Predictions":
+    """Classify images without labels: a file, a folder, a glob, anything that holds images.
+
+    out: JSON lines, `file`, `class`, `confidence` and the `top` classes of each image. sheet: a contact sheet.
+    """
+    from mimkit.verbs.predict import predict as answer
+
+    return answer(model, path, overrides, Path(out), Path(sheet), top, progress)
+
+
+def embed(
+    model: str | Path,
+    path: str | Path,
+    out: str | Path,
+    overrides: Sequence[str] = (),
+    pooling: str | None = None,
+    dense: bool = False,
+    layer: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> "Embedding":
+    """Write the features of images to `out`: .npy, .parquet or .safetensors, float32, with the images' names.
+
+    model: a run folder, a published file, `timm:NAME`, `hf:PATH` or `random:vit_tiny`. pooling: "mean" of the patches
+    or "cls", the class token; None: what the head of a classifier reads, else the mean. dense: the whole map
+    (h, w, C). layer: an inner one. What was stopped goes on where it was; under torchrun processes share the images.
+    """
+    from mimkit.verbs.embed import embed as write
+
+    return write(model, path, out, overrides, pooling, dense, layer, progress)
 
 
 def reconstruct(
@@ -69,7 +128,7 @@ def probe(model: str | Path, overrides: Sequence[str] = (), json: str | Path | N
     """
     from mimkit.verbs.look import probe as judge
 
-    return judge(model, overrides, None if json is None else Path(json))
+    return judge(model, overrides, _path(json))
 
 
 def load(model: str | Path, overrides: Sequence[str] = ()) -> "Model":
@@ -117,7 +176,7 @@ def report(run: str | Path, out: str | Path | None = None) -> Path:
     """Write the report of a run, report.html with report.png beside it; returns the HTML file."""
     from mimkit.analysis.report import write_report
 
-    return write_report(Path(run), None if out is None else Path(out))
+    return write_report(Path(run), _path(out))
 
 
 def data_check(
@@ -209,3 +268,7 @@ def demo(out: str | Path = "demo") -> "DemoResult":
     from mimkit.verbs.demo import run
 
     return run(Path(out))
+
+
+def _path(path: str | Path | None) -> Path | None:
+    return None if path is None else Path(path)

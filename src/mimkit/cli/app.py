@@ -8,10 +8,13 @@ from mimkit.cli import (
     convert,
     data,
     demo,
+    embed,
+    evaluate,
     export,
     finetune,
     models,
     plan,
+    predict,
     pretrain,
     probe,
     recipes,
@@ -26,6 +29,7 @@ HELP = """Pre-train a vision backbone on your own images, see what it learned, u
 mimkit demo                                 see that everything works here
 mimkit pretrain photos/                     a recipe is chosen for you
 mimkit pretrain mae_base data.path=photos/ train.epochs=200
+mimkit finetune finetune_vit_base encoder.init=runs/first data.path=labelled/
 mimkit recipes show mae_base                everything that key.path=value can say
 """
 # Plain text: typer would hand help and errors to rich, which takes a quarter of a second to import.
@@ -41,7 +45,20 @@ def command() -> Any:
     """The whole command line as one callable of typer."""
     app = typer.Typer(help=HELP, **PLAIN)
     app.callback()(_options)
-    for verb in (demo, pretrain, finetune, reconstruct, probe, plan, report, convert, export):
+    for verb in (
+        demo,
+        pretrain,
+        finetune,
+        evaluate,
+        predict,
+        embed,
+        reconstruct,
+        probe,
+        plan,
+        report,
+        convert,
+        export,
+    ):
         app.command(name=verb.__name__.rpartition(".")[2])(verb.run)
     app.add_typer(data.group(), name="data")
     app.command(name="models")(models.run)

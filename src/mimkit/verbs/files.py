@@ -1,15 +1,40 @@
-"""Small files that verbs write where the user says."""
+"""Small files that verbs write where the user says, whole or not at all."""
 
 import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from mimkit.errors import UserError
 
 
 def write_json(path: Path, content: Any) -> None:
     """Write `content` as JSON. Raises UserError when that cannot be."""
+    with writing(path) as file:
+        json.dump(content, file, indent=1)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[TextIO]:
+    """A text file that gets its name when all is written; its folder is made. Raises UserError when that cannot be."""
+    with (
+        replacing(path) as temporary,
+        temporary.open("w", encoding="utf-8", errors="surrogateescape") as file,
+    ):
+        yield file
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A name to write to that becomes `path` when nothing went wrong, and is removed when something did."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        path.write_text(json.dumps(content, indent=1), encoding="utf-8")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        temporary.replace(path)
     except OSError as error:
         raise UserError(f"{path} cannot be written ({error.strerror}); choose another place.") from error
+    finally:
+        temporary.unlink(missing_ok=True)

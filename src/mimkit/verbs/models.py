@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+
 from mimkit import zoo
 from mimkit.encoders import Encoder
 from mimkit.encoders.vit import VARIANTS
@@ -118,6 +120,7 @@ def _from_name(text: str, kind: str, name: str, overrides: Sequence[str]) -> Mod
     patch = VARIANTS[name].patch if name in VARIANTS else 16
     settings = [says("encoder.name", name), says("encoder.patch", patch), says("data.channels", 3)]
     recipe = load.resolve("mae_base", [*settings, *statistics(text, 3, None, None), *overrides])
+    torch.manual_seed(recipe.train.seed)  # the same random weights each time, and in every process
     encoder = build.encoder(recipe)
     report = LoadReport(text, "random weights", (), fresh={"nothing was loaded": tuple(encoder.state_dict())})
     return Model(text, recipe, encoder.eval(), report=report)
