@@ -71,8 +71,8 @@ class Classifier(Task[ClassPredictions]):
         self.smoothing, self.probe = smoothing, probe
         width = encoder.levels[-1].channels
         behind = pooling == "mean" and not probe and encoder.drop_norm()
-        self.fc_norm = nn.LayerNorm(width, eps=eps) if behind else nn.Identity()
         self.head = probe_head(width, len(classes)) if probe else fresh_head(width, len(classes))
+        self.fc_norm = nn.LayerNorm(width, eps=eps) if behind else nn.Identity()  # in the published order
         factors = None if weights is None else torch.tensor(weights, dtype=torch.get_default_dtype())
         self.register_buffer("weights", factors, persistent=False)
         train_last(encoder, 0 if probe else blocks, norm=not probe)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mimkit import masks
 from mimkit.data.batch import Batch
@@ -20,6 +20,7 @@ from mimkit.engine.schedule import Schedule
 from mimkit.masks import Mask, RandomMasker, keep_by_noise
 from mimkit.methods.mae import MAE
 from mimkit.ops import units
+from mimkit.tasks.classify import Classifier
 from mimkit.zoo import recognise
 from mimkit.zoo.load import load
 from mimkit.zoo.rules import write
@@ -159,14 +160,10 @@ def param_groups(case: Case, dtype: torch.dtype) -> Outputs:
 
 def finetune_groups(name: str, decay: float, mean_pooled: bool) -> dict[str, Any]:
     with torch.device("meta"):
-        model = build(name)
-        model.pos_embed.requires_grad_(True)  # trained in fine-tuning
-        model.head = nn.Linear(model.token_width, 1000)
-        if mean_pooled:
-            del model.norm
-            model.fc_norm = nn.LayerNorm(model.token_width)
-    groups = layer_decay_groups(model, FINETUNE_DECAY, decay, model.depth_of, model.depth + 1)
-    members = [[name for name, _ in group["params"]] for group in groups]
+        classes = [str(number) for number in range(1000)]
+        model = Classifier(build(name), classes, pooling="mean" if mean_pooled else "cls")
+    groups = layer_decay_groups(model, FINETUNE_DECAY, decay, model.depth_of, model.layers)
+    members = [[name.removeprefix("encoder.") for name, _ in group["params"]] for group in groups]
     return {
         "group_scale": [group["lr_scale"] for group in groups],
         "group_wd": [group["weight_decay"] for group in groups],
