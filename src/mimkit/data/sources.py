@@ -96,7 +96,9 @@ def open_source(
             raise
         raise UserError(f"{name} cannot be read: {why_unreadable(error)}") from error
     left = f"; left out: {left_out_words(source.ignored)}" if source.ignored else ""
-    log.log(logging.INFO if left else logging.DEBUG, "%s: %d images (%s)%s", name, len(source), source.kind, left)
+    log.log(
+        logging.INFO if left else logging.DEBUG, "%s: %d images (%s)%s", name, len(source), source.kind, left
+    )
     return source
 
 

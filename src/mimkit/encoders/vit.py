@@ -57,8 +57,8 @@ def build(
     layer_scale: float | None = None,
     checkpointing: bool = False,
 ) -> "ViT":
-    """The encoder `name` of VARIANTS, or `vit:WIDTHxDEPTHxHEADS` with numbers of one's own, for images of `channels` and
-    usually of `size` (its grid sets the position table).
+    """The encoder `name` of VARIANTS, or `vit:WIDTHxDEPTHxHEADS` with numbers of one's own, for images of `channels`
+    and usually of `size` (its grid sets the position table).
 
     A fourth number is the hidden channels of the MLPs; 4 times the width where there is none. Raises UserError for
     numbers that make no ViT.
