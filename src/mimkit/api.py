@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mimkit.analysis.comparison import Comparison
     from mimkit.analysis.probe import ProbeTable
     from mimkit.data.check import CheckReport
     from mimkit.data.stats import Stats
@@ -102,6 +103,25 @@ def embed(
     from mimkit.verbs.embed import embed as write
 
     return write(model, path, out, overrides, pooling, dense, layer, progress)
+
+
+def compare(
+    inits: Sequence[str],
+    overrides: Sequence[str] = (),
+    out: str | Path = "compare",
+    seeds: int = 3,
+    shares: Sequence[float] = (0.01, 0.1, 1.0),
+    recipe: str | None = None,
+) -> "Comparison":
+    """Probe and fine-tune an encoder from several starts under equal settings: which one wins, and by more than noise?
+
+    inits: "random", run folders, published files, `timm:NAME`, `hf:PATH`. `data.path=` names the labelled images,
+    `data.val=` those to measure on (else a share is held out). shares: of the labels. recipe: a fine-tuning recipe;
+    None: that of the encoder. Everything is kept in the folder `out`; the same call goes on where it was stopped.
+    """
+    from mimkit.verbs.compare import compare as weigh
+
+    return weigh(inits, overrides, Path(out), seeds, shares, recipe)
 
 
 def reconstruct(

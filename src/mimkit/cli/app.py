@@ -5,6 +5,7 @@ from typing import Annotated, Any
 import typer
 
 from mimkit.cli import (
+    compare,
     convert,
     data,
     demo,
@@ -52,6 +53,7 @@ def command() -> Any:
         evaluate,
         predict,
         embed,
+        compare,
         reconstruct,
         probe,
         plan,
