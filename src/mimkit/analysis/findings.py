@@ -34,7 +34,8 @@ def findings(
 ) -> list[Finding]:
     """All that can be said. columns: of metrics.jsonl; epochs: planned; skipped, failures: rows of their files."""
     columns = {name: series for name, series in columns.items() if len(finite(series)[0])}
-    made = [_progress(columns, epochs), _loss(columns), _trivial(columns), _probe(columns), _rank(columns)]
+    made = [_progress(columns, epochs), _loss(columns), _held_out(columns), _trivial(columns)]
+    made += [_probe(columns), _rank(columns)]
     made += [_skipped(skipped), _failures(columns, failures), _data(columns)]
     return [finding for finding in made if finding is not None]
 
@@ -68,6 +69,18 @@ def _loss(columns: Mapping[str, Series]) -> Finding | None:
         return Finding(f"The loss stayed at {end:.4g} (it began at {start:.4g}).", rule, "bad")
     verb, tone = ("fell", "good") if change < 0 else ("rose", "bad")
     return Finding(f"The loss {verb} from {start:.4g} to {end:.4g} ({100 * change:+.0f} %).", rule, tone)
+
+
+def _held_out(columns: Mapping[str, Series]) -> Finding | None:
+    """Of a classifier. No judgement: the best of many measurements is best by chance too."""
+    if "val/top1" not in columns:
+        return None
+    steps, values = finite(columns["val/top1"])
+    best = int(values.argmax())
+    text = f"On the held-out images top-1 is {100 * values[-1]:.1f} %"
+    if best < len(values) - 1:
+        text += f" (the best of {len(values)} measurements is {100 * values[best]:.1f} %, at step {int(steps[best])})"
+    return Finding(text + ".", "Column val/top1, its last and its largest value.")
 
 
 def _trivial(columns: Mapping[str, Series]) -> Finding | None:

@@ -61,7 +61,8 @@ class Panel:
 def run_panels(columns: Columns) -> list[Panel]:
     """The charts that the columns of a run (name -> steps and values) allow, in reading order."""
     columns = {name: series for name, series in columns.items() if len(finite(series)[0])}
-    made = (_loss, _parts, _rate, _gradient, _speed, _share, _probe_steps, _probe_layers, _rank, _entropy)
+    training = (_loss, _parts, _held_out, _held_out_loss, _rate, _gradient, _speed, _share)
+    made = (*training, _probe_steps, _probe_layers, _rank, _entropy)
     return [panel for make in made if (panel := make(columns)) is not None]
 
 
@@ -117,8 +118,9 @@ def _loss(columns: Columns) -> Panel | None:
         return None
     trivial = {n.removeprefix("trivial/"): last(s) for n, s in columns.items() if n.startswith("trivial/")}
     trivial.pop("model", None)
-    note = "On the patches that are predicted; band: range of the steps behind each point."
+    note = "Band: range of the steps behind each point."
     if trivial:
+        note = "On the patches that are predicted; band: range of the steps behind each point."
         note += " Dashed: predictors without any learning, on a few images with fixed masks"
         note += "; dots: the model on these." if "trivial/model" in columns else "."
     fixed = columns.get("trivial/model")
@@ -164,6 +166,29 @@ _rank = _single(
     "effective rank",
     "How many directions the features of the whole images use; near 1 they have collapsed.",
 )
+
+
+_held_out_loss = _single(
+    "val/loss",
+    "Loss on held-out images",
+    "loss",
+    "Without mixing, smoothing and augmentation, so it is no measure for the loss above.",
+)
+
+
+def _held_out(columns: Columns) -> Panel | None:
+    """Accuracies of a classifier while it trains."""
+    named = {"top-1": "val/top1", "mean per class": "val/mean_per_class"}
+    lines = {label: columns[name] for label, name in named.items() if name in columns}
+    if len(lines) == 2 and all(
+        np.allclose(a, b, equal_nan=True) for a, b in zip(*lines.values(), strict=True)
+    ):
+        del lines["mean per class"]  # classes of equal size
+    if not lines:
+        return None
+    note = "The weights as they are, not their moving average."
+    title = "Accuracy on held-out images"
+    return Panel("held-out", title, note, lambda axes: draw_lines(axes, lines, "accuracy (%)", percent=True))
 
 
 def _probe_steps(columns: Columns) -> Panel | None:

@@ -10,8 +10,9 @@ import torch
 from mimkit import plots
 from mimkit.analysis.probe import ProbeTable
 from mimkit.analysis.probe import probe as probe_features
-from mimkit.data.loader import stack
-from mimkit.data.normalise import denormalise, normalise
+from mimkit.data.batch import Batch
+from mimkit.data.labelled import prepare_training
+from mimkit.data.normalise import denormalise, prepare
 from mimkit.data.sampling import epoch_order
 from mimkit.data.sources import open_source
 from mimkit.engine import devices
@@ -87,11 +88,17 @@ def contact_sheet(source: str | Path, overrides: Sequence[str], out: Path, image
     source_ = build.source(recipe)
     recipe = build.settle_data(recipe, source_)
     part = recipe.data
-    assert part.channels is not None and part.mean is not None and part.std is not None
-    data = build.pretrain_data(recipe, source_, None)
-    samples = [data.sample(0, int(i)) for i in epoch_order(recipe.train.seed, 0, len(source_))[:images]]
-    crops = stack([sample.images[0] for sample in samples])
-    shown = denormalise(normalise(crops, part.mean, part.std), part.mean, part.std)
-    title = f"{len(samples)} crops of {part.size[0]} x {part.size[1]} from {source_.name}"
-    names = [source_.key(sample.id) for sample in samples]
+    assert part.mean is not None and part.std is not None
+    places = [(0, int(i)) for i in epoch_order(recipe.train.seed, 0, len(source_))[:images]]
+    if recipe.task is None:
+        data = build.pretrain_data(recipe, source_, None)
+        batch: Batch = prepare(data.batch(places), "cpu", part.mean, part.std)
+    else:
+        torch.manual_seed(recipe.train.seed)
+        drawn = build.finetune_data(recipe, source_).batch(places)
+        mixing = build.mixing(recipe, len(source_.classes)) if len(drawn.ids) % 2 == 0 else None
+        batch = prepare_training(drawn, "cpu", part.mean, part.std, mixing)
+    shown = denormalise(batch.images, part.mean, part.std)
+    title = f"{len(shown)} crops of {part.size[0]} x {part.size[1]} from {source_.name}"
+    names = [source_.key(id) for id in batch.ids.tolist()]
     return plots.save(plots.contact_sheet(list(shown.permute(0, 2, 3, 1).numpy()), names, title), out)

@@ -17,15 +17,18 @@ import torch
 
 from mimkit.analysis import cost
 from mimkit.data.batch import Batch
-from mimkit.engine import devices, optimiser
+from mimkit.data.sources import Source
+from mimkit.engine import devices
 from mimkit.methods.base import Method
 from mimkit.recipes import build
 from mimkit.recipes.schema import Recipe
+from mimkit.tasks import Task
 from mimkit.verbs.pretrain import find_recipe
 
 log = logging.getLogger(__name__)
 
 STEPS = 3  # timed, after one that is not
+CLASSES = 1000  # of a classifier, where no images say it
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,7 @@ def plan(source: str | Path, overrides: Sequence[str] = ()) -> Plan:
     device = devices.choose_device(recipe.train.device)
     precision = devices.choose_precision(recipe.train.precision, device)
     autocast = partial(devices.autocast, precision, device)
-    model = build.method(recipe).to(device)
+    model = _model(recipe, images).to(device)
     recipe = build.settle_batch(recipe, model, autocast, build.free_bytes(device), 1, device.type == "cpu")
     micro = recipe.train.micro_batch
     assert micro is not None
@@ -112,11 +115,18 @@ def plan(source: str | Path, overrides: Sequence[str] = ()) -> Plan:
     )
 
 
+def _model(recipe: Recipe, images: Source | None) -> Method | Task:
+    """What would be trained; a classifier of so many classes as the images have, or as ImageNet has."""
+    if recipe.task is None:
+        return build.method(recipe)
+    return build.task(recipe, images.classes if images is not None else [str(i) for i in range(CLASSES)])
+
+
 def _measure(
-    model: Method, recipe: Recipe, micro: int, precision: str, device: torch.device
+    model: Method | Task, recipe: Recipe, micro: int, precision: str, device: torch.device
 ) -> tuple[float, int]:
     """Seconds of a step with one micro-batch (the fastest of a few), and bytes in use at its peak."""
-    optimise = optimiser.adamw(optimiser.pretrain_groups(model, recipe.optimiser.weight_decay))
+    optimise = build.optimiser(recipe, model)
     batch = cost.example_batch(model, recipe.data.size, micro)
     best = float("inf")
     for step in range(1 + STEPS):
@@ -130,7 +140,7 @@ def _measure(
 
 
 def _step(
-    model: Method, optimise: torch.optim.Optimizer, batch: Batch, precision: str, device: torch.device
+    model: Method | Task, optimise: torch.optim.Optimizer, batch: Batch, precision: str, device: torch.device
 ) -> None:
     with devices.autocast(precision, device):
         loss = model(batch).total
