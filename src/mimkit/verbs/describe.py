@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from mimkit import encoders
 from mimkit.data.normalise import IMAGENET_MEAN, IMAGENET_STD
 from mimkit.encoders import Encoder
 from mimkit.encoders.vit import VARIANTS, custom
@@ -21,7 +20,7 @@ from mimkit.ops.positions import sincos
 from mimkit.recipes import build, load
 from mimkit.recipes.schema import Recipe
 from mimkit.tasks import Task
-from mimkit.zoo.likeness import depth_of, looks_like, size_of
+from mimkit.zoo.likeness import depth_of, looks_like, remedy, size_of
 from mimkit.zoo.weights import Weights
 
 log = logging.getLogger(__name__)
@@ -73,8 +72,8 @@ def _shapes(text: str, weights: Weights, tensors: Mapping[str, Tensor]) -> list[
     size = size_of(tensors)
     if size is None:
         raise DataError(
-            f"{text} holds no encoder that mimkit builds: it looks like {looks_like(weights.tensors)}; "
-            f"known are {', '.join(encoders.names())}, and timm's models as timm:NAME."
+            f"{text} looks like {looks_like(weights.tensors)}, and holds no plain ViT, which mimkit could build. "
+            f"{remedy(weights.tensors)}."
         )
     kernel = tensors["encoder.patch_embed.proj.weight"]
     channels, height, width = kernel.shape[1:]

@@ -7,30 +7,56 @@ from torch import Tensor
 
 from mimkit.encoders.vit import VARIANTS
 
-# First match wins: a name that occurs in the family's files and in no earlier one's
+# First match wins: a name that occurs in the family's files and in no earlier one's; what it is; one of timm's
 SIGNS = (
-    (r"patch_embed1\.|blocks1\.\d", "ConvMAE / MCMAE"),
-    (r"bottom_up\.|simfp_|fpn_lateral|rpn_head|roi_heads", "a detector with a backbone inside"),
-    (r"layers\.\d+\.blocks|cpb_mlp", "a Swin transformer"),
-    (r"reg_token|register_tokens|storage_tokens", "a ViT with register tokens (DINOv2 and later)"),
-    (r"rel_pos|relative_position|gamma_1", "a ViT of the BEiT or SimMIM kind, with relative positions"),
-    (r"dist_token", "a distilled DeiT"),
-    (r"lkb_origin|large_kernel", "RepLKNet"),
-    (r"dwconv|conv_dw", "a ConvNeXt or another convolutional network"),
-    (r"layer[1-4]\.\d+\.conv", "a ResNet"),
-    (r"visual\.|text_model|transformer\.resblocks", "CLIP"),
-    (r"lm_head|embed_tokens|\bwte\b", "a language model"),
-    (r"blocks\.\d+\.attn\.qkv|attention\.(attention\.query|q_proj)", "a ViT with parts that MAE's has not"),
+    (r"patch_embed1\.|blocks1\.\d", "ConvMAE / MCMAE", None),
+    (r"bottom_up\.|simfp_|fpn_lateral|rpn_head|roi_heads", "a detector with a backbone inside", None),
+    (r"layers\.\d+\.blocks|cpb_mlp", "a Swin transformer", "swin_base_patch4_window7_224"),
+    (
+        r"reg_token|register_tokens|storage_tokens",
+        "a ViT with register tokens (DINOv2 and later)",
+        "vit_base_patch14_reg4_dinov2",
+    ),
+    (
+        r"rel_pos|relative_position|gamma_1",
+        "a ViT of the BEiT or SimMIM kind, with relative positions",
+        "beit_base_patch16_224",
+    ),
+    (r"dist_token", "a distilled DeiT", "deit_base_distilled_patch16_224"),
+    (r"lkb_origin|large_kernel", "RepLKNet", None),
+    (r"dwconv|conv_dw", "a ConvNeXt or another convolutional network", "convnext_base"),
+    (r"layer[1-4]\.\d+\.conv", "a ResNet", "resnet50"),
+    (r"visual\.|text_model|transformer\.resblocks", "CLIP", "vit_base_patch16_clip_224"),
+    (r"lm_head|embed_tokens|\bwte\b", "a language model", None),
+    (
+        r"blocks\.\d+\.attn\.qkv|attention\.(attention\.query|q_proj)",
+        "a ViT with parts that MAE's has not",
+        None,
+    ),
 )
 
 
 def looks_like(names: Iterable[str]) -> str:
     """What kind of network the names of a file's tensors point to, for a sentence."""
     known = list(names)
-    for sign, what in SIGNS:
+    _, what = _sign(known)
+    return what or f"no architecture known here (its first tensors are {', '.join(known[:3])})"
+
+
+def remedy(names: Iterable[str]) -> str:
+    """What to do with such a file, for the end of a sentence: the command that loads timm's network of that kind."""
+    example, _ = _sign(list(names))
+    if example is None:
+        return "Use weights of a plain ViT, such as MAE's"
+    return f"Networks of that kind come from timm: `mimkit probe timm:{example} data.path=...`"
+
+
+def _sign(known: list[str]) -> tuple[str | None, str | None]:
+    """(timm's own of that kind, what it is)."""
+    for sign, what, example in SIGNS:
         if any(re.search(sign, name) for name in known):
-            return what
-    return f"no architecture known here (its first tensors are {', '.join(known[:3])})"
+            return example, what
+    return None, None
 
 
 def size_of(tensors: Mapping[str, Tensor]) -> tuple[int, int] | None:
@@ -46,7 +72,12 @@ def depth_of(names: Iterable[str], part: str = "encoder") -> int:
     return 1 + max((int(found[1]) for found in numbers if found), default=-1)
 
 
+def named(width: int, depth: int) -> str | None:
+    """The variant of this size."""
+    return next((name for name, row in VARIANTS.items() if (row.width, row.depth) == (width, depth)), None)
+
+
 def variant(width: int, depth: int) -> str:
     """'1024 wide, 24 deep, as vit_large'."""
-    named = next((name for name, row in VARIANTS.items() if (row.width, row.depth) == (width, depth)), None)
-    return f"{width} wide and {depth} deep" + (f", as {named}" if named else "")
+    name = named(width, depth)
+    return f"{width} wide and {depth} deep" + (f", as {name}" if name else "")

@@ -16,7 +16,7 @@ from mimkit.encoders.base import Encoder
 from mimkit.errors import DataError
 from mimkit.zoo import recognise
 from mimkit.zoo.adapt import fit_kernel, fit_table
-from mimkit.zoo.likeness import depth_of, looks_like, size_of, variant
+from mimkit.zoo.likeness import depth_of, looks_like, named, remedy, size_of, variant
 from mimkit.zoo.mae import HEAD, OWN, POOL_NORM
 from mimkit.zoo.report import Change, LoadReport
 from mimkit.zoo.rules import Family, Reading, Rule, read
@@ -97,7 +97,7 @@ def read_strictly(weights: Weights, family: Family | None = None) -> tuple[Famil
         raise DataError(
             f"{weights.label} looks like {looks_like(weights.tensors)}; {len(reading.unexplained)} of its "
             f"{len(weights.tensors)} tensors have no place in this model (such as {first}). "
-            "Start from weights of the same architecture."
+            f"{remedy(weights.tensors)}."
         )
     return family, reading
 
@@ -115,7 +115,7 @@ def _check_size(weights: Weights, theirs: Tensors, own: Tensors) -> None:
     if found and wanted and found != wanted:
         raise DataError(
             f"{weights.label} holds an encoder {variant(*found)}; this one is {variant(*wanted)}. "
-            "Set encoder.name to what the file holds, or choose another file."
+            f"Set encoder.name={named(*found) or 'vit:WIDTHxDEPTHxHEADS'}, or choose another file."
         )
 
 
