@@ -65,6 +65,10 @@ class ArraySource:
                 values = _load(self._store, self._path, other.member)
                 if values.dtype.kind in "iuUS":
                     return encode_labels([str(value) for value in values.tolist()])
+                raise DataError(
+                    f"{self.name} has labels of the type {values.dtype} in {other.member!r}: classes are whole numbers "
+                    "or names, so store them as integers or text"
+                )
         raise UserError(
             f"{self.name} has no labels: an .npz with an array named {' or '.join(LABEL_NAMES)} "
             f"of shape ({len(self)},) is wanted"
