@@ -28,7 +28,5 @@ def faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tuned(faces: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A classifier of faces, trained for a few seconds."""
     run = tmp_path_factory.mktemp("runs") / "tuned"
-    mimkit.finetune(
-        "finetune_vit_tiny", [*SMALL, f"data.path={faces}", f"train.run={run}", "train.epochs=8"]
-    )
+    mimkit.finetune("finetune_vit_tiny", [*SMALL, f"data.path={faces}", f"train.run={run}", "train.epochs=8"])
     return run

@@ -12,9 +12,7 @@ from mimkit.verbs.start import classes_of, initialise, start_of
 
 
 def test_patch_size_and_statistics_come_from_the_weights(tuned: Path) -> None:
-    recipe = start_of(
-        "finetune_vit_base", [f"encoder.init={tuned}", "encoder.name=vit:48x3x3"]
-    ).recipe
+    recipe = start_of("finetune_vit_base", [f"encoder.init={tuned}", "encoder.name=vit:48x3x3"]).recipe
     assert (recipe.encoder.patch, recipe.data.size, recipe.data.channels) == ((8, 8), (32, 32), 1)
     assert recipe.data.mean == open_model(tuned).recipe.data.mean
     assert (recipe.optimiser.layer_decay, recipe.train.epochs) == (0.65, 100)  # the recipe's own affairs
@@ -35,9 +33,7 @@ def test_images_of_other_channels_are_not_normalised_as_those_of_the_weights(tun
     assert (recipe.data.channels, recipe.data.mean, recipe.encoder.patch) == (3, None, (8, 8))
 
 
-def test_weights_of_another_encoder_are_named_with_the_command_that_fits(
-    tmp_path: Path, tuned: Path
-) -> None:
+def test_weights_of_another_encoder_are_named_with_the_command_that_fits(tmp_path: Path, tuned: Path) -> None:
     tiny = build.encoder(open_model("random:vit_tiny").recipe)
     torch.save(tiny.state_dict(), tmp_path / "weights.pth")
     with pytest.raises(DataError, match=r"as vit_tiny.*`mimkit finetune finetune_vit_tiny encoder.init="):

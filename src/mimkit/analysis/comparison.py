@@ -80,7 +80,8 @@ class Comparison:
         """By how much `ahead` is better than `behind`."""
         each = self._stack(ahead, use, share) - self._stack(behind, use, share)  # (seeds, n)
         seeds, images = each.shape
-        over_images = each.mean(0).var(ddof=1) / images if images > 1 else 0.0
+        # Two made-up images, one for either side, keep few images from looking certain (Agresti and Min 2005)
+        over_images = np.append(each.mean(0), (1.0, -1.0)).var(ddof=1) / (images + 2)
         over_seeds = each.mean(1).var(ddof=1) / seeds if seeds > 1 else 0.0
         return Gap(float(each.mean()), math.sqrt(over_images + over_seeds))
 
@@ -147,26 +148,28 @@ class Comparison:
         """(seeds, n) 1.0 where the answer was right."""
         return np.stack([self.right[Key(start, use, share, seed)] for seed in self.seeds]).astype(float)
 
+    def _ranked(self, share: float) -> list[str]:
+        """The starts, best first when fine-tuned."""
+        return sorted(self.starts, key=lambda start: -self.accuracy(start, JUDGED, share)[0])
+
     def _leaders(self, share: float) -> tuple[tuple[str, ...], str | None]:
-        """(the best start and those that cannot be told from it, the best of the others)."""
-        order = sorted(self.starts, key=lambda start: -self.accuracy(start, JUDGED, share)[0])
-        best, *others = order
+        """(the best start and those that cannot be told from it, in the order given; the best of the others)."""
+        best, *others = self._ranked(share)
         beaten = [other for other in others if self.gap(best, other, JUDGED, share).beyond_noise]
-        leaders = tuple(start for start in order if start not in beaten)
-        return leaders, beaten[0] if beaten else None
+        return tuple(start for start in self.starts if start not in beaten), beaten[0] if beaten else None
 
     def _clause(self, leaders: Sequence[str], next_best: str | None, shares: Sequence[float]) -> str:
-        where = [f"{100 * share:g} %" for share in shares]
+        places = []
+        for share in shares:
+            best, second, *_ = self._ranked(share)
+            places.append(f"{100 * share:g} % ({self.gap(best, next_best or second, JUDGED, share)})")
         if next_best is None:
-            gaps = [self.gap(leaders[0], leaders[1], JUDGED, share) for share in shares]
             told = f"{_and(leaders)} cannot be told apart"
+        elif len(leaders) > 1:
+            told = f"{_and(leaders)}, which cannot be told apart, win over {next_best} by more than the noise"
         else:
-            gaps = [self.gap(leaders[0], next_best, JUDGED, share) for share in shares]
-            who = leaders[0]
-            if len(leaders) > 1:
-                who = f"{_and(leaders)}, which cannot be told apart,"
-            told = f"{who} win{'s' * (len(leaders) == 1)} over {next_best} by more than the noise"
-        return f"{told} at {_and([f'{place} ({gap})' for place, gap in zip(where, gaps, strict=True)])}"
+            told = f"{leaders[0]} wins over {next_best} by more than the noise"
+        return f"{told} at {_and(places)}"
 
 
 def _and(words: Iterable[str]) -> str:

@@ -47,7 +47,7 @@ NEXT = (
     "  mimkit pretrain photos/",
     "  mimkit reconstruct runs/NAME photos/",
 )
-OVERRIDES = ("train.epochs=40", "train.checkpoint_every=200", "log.samples_every=20")
+OVERRIDES = ("method.norm_pix=false", "train.epochs=40", "train.checkpoint_every=200", "log.samples_every=20")
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from mimkit.zoo.weights import Weights
 
 log = logging.getLogger(__name__)
 
-DECODER_HEADS, HEAD_WIDTH = 16, 64  # of the published files
+USUAL_DECODER, DECODER_HEADS, HEAD_WIDTH = (512, 8), 16, 64  # width and depth; of the published files
 METHOD_BASE, TASK_BASE = "mae_base", "finetune_vit_base"  # what weights do not say is as there
 PROBE_HEAD = "head.1.weight"
 LAST = ("head.weight", PROBE_HEAD)  # (classes, C)
@@ -100,9 +100,14 @@ def _shapes(text: str, weights: Weights, tensors: Mapping[str, Tensor]) -> list[
 
 
 def _decoder(weights: Weights, tensors: Mapping[str, Tensor]) -> list[str]:
+    width, depth = tensors["decoder.embed.weight"].shape[0], depth_of(tensors, "decoder")
+    if weights.decoder_heads is None and (width, depth) != USUAL_DECODER:
+        log.warning(
+            "%s does not say how many heads its decoder has: taken as %d.", weights.label, DECODER_HEADS
+        )
     settings = [
-        says("method.decoder.width", tensors["decoder.embed.weight"].shape[0]),
-        says("method.decoder.depth", depth_of(tensors, "decoder")),
+        says("method.decoder.width", width),
+        says("method.decoder.depth", depth),
         says("method.decoder.heads", weights.decoder_heads or DECODER_HEADS),
     ]
     if weights.norm_pix is not None:
@@ -115,6 +120,13 @@ def _named(weights: Weights, tensors: Mapping[str, Tensor], width: int, depth: i
     usual = next((row.heads for row in VARIANTS.values() if (row.width, row.depth) == (width, depth)), None)
     inner = tensors.get("encoder.blocks.0.mlp.fc1.weight")
     heads = weights.heads or usual or max(1, width // HEAD_WIDTH)
+    if weights.heads is None and usual is None:
+        log.warning(
+            "%s does not say how many attention heads it has: taken as %d, %d wide.",
+            weights.label,
+            heads,
+            HEAD_WIDTH,
+        )
     return custom(width, depth, heads, None if inner is None else inner.shape[0])
 
 

@@ -16,7 +16,8 @@ from mimkit.encoders import Encoder
 from mimkit.engine import checkpoint
 from mimkit.engine.run_folder import METRICS, read_rows
 from mimkit.errors import UserError, nearest
-from mimkit.recipes.load import RUN_RECIPE
+from mimkit.recipes.load import RUN_RECIPE, difference
+from mimkit.recipes.schema import Recipe
 from mimkit.tasks.classify import Classifier
 from mimkit.verbs.describe import model_of, recipe_of
 from mimkit.verbs.models import Model, open_model
@@ -30,11 +31,19 @@ from mimkit.zoo.onnx import to_onnx
 from mimkit.zoo.report import LoadReport
 from mimkit.zoo.source import open_source
 from mimkit.zoo.weights import Weights
-from mimkit.zoo.write import new_folder, save_json, save_published, save_tensors
+from mimkit.zoo.write import check_free, new_folder, save_json, save_published, save_tensors
 
 log = logging.getLogger(__name__)
 
 WEIGHTS, CARD = "model.safetensors", "README.md"
+DESCRIPTIVE = (
+    "encoder.name",
+    "method.decoder.heads",
+    "method.norm_pix",
+    "data.size",
+    "data.mean",
+    "data.std",
+)
 CONTAINERS = ("mimkit", "published")
 WRITERS: Mapping[str, Callable[[Subject, Path], Files]] = {
     "safetensors": lambda subject, _: to_safetensors(subject),
@@ -66,7 +75,12 @@ def convert(file: str | Path, out: str | Path, to: str = "mimkit") -> Exported:
     """See `mimkit.api.convert`."""
     if to not in CONTAINERS:
         raise UserError(f"--to {to}: known are {' and '.join(CONTAINERS)}.{nearest(to, CONTAINERS)}")
-    weights, target = _whole(str(file)), Path(out).expanduser()
+    target, is_run = Path(out).expanduser(), (Path(file).expanduser() / RUN_RECIPE).is_file()
+    if to == "mimkit" and is_run:
+        return export(file, "safetensors", out)
+    if to == "mimkit":
+        check_free(target)
+    weights = _of_run(str(file)) if is_run else open_source(str(file))
     _, reading = read_strictly(weights)
     recipe = recipe_of(str(file), weights, reading.tensors)
     with torch.device("meta"):
@@ -74,7 +88,8 @@ def convert(file: str | Path, out: str | Path, to: str = "mimkit") -> Exported:
     report = fill(model, weights)  # on the meta device: names and shapes alone
     if to == "published":
         save_published(target, reading.tensors)
-        return Exported(target, (target.name,), report=report)
+        notes = _unsaid(recipe, Weights(reading.tensors, weights.label))
+        return Exported(target, (target.name,), notes=notes, report=report)
     encoder = model if isinstance(model, Encoder) else model.encoder
     classes = model.classes if isinstance(model, Classifier) else ()
     subject = Subject(reading.tensors, encoder, recipe, classes)
@@ -87,21 +102,36 @@ def export(model: str | Path, to: str, out: str | Path, decoder: bool = True) ->
     """See `mimkit.api.export`."""
     if to not in FORMATS:
         raise UserError(f"--to {to}: known are {', '.join(FORMATS)}.{nearest(to, FORMATS)}")
-    opened, target = open_model(model), Path(out).expanduser()
+    target = Path(out).expanduser()
+    check_free(target)  # before a large model is opened in vain
+    opened = open_model(model)
     if opened.step == 0:
         log.warning("%s was saved before the first step: its weights are random.", opened.label)
     subject = _subject(opened, decoder)
     return _write(subject, to, target, _facts(opened, target.name))
 
 
-def _whole(text: str) -> Weights:
-    """The weights of a file or folder; of a run what its model is, with the moving average where it keeps one."""
-    if not (Path(text).expanduser() / RUN_RECIPE).is_file():
-        return open_source(text)
+def _of_run(text: str) -> Weights:
+    """The weights that stand for a run: its moving average where it keeps one."""
     opened = open_model(text)
     subject = _subject(opened, True)
     described = from_recipe(opened.recipe.model_dump(mode="json"), list(subject.classes))
     return Weights(subject.tensors, Path(text).name, **described)
+
+
+def _unsaid(recipe: Recipe, bare: Weights) -> tuple[str, ...]:
+    """What a published file does not say of this model, and what its readers take instead, as one sentence or none."""
+    guessed = recipe_of(bare.label, bare, bare.tensors)
+    unsaid = [
+        f"{key}={_plain(meant)} (taken as {_plain(read)})"
+        for key, meant, read in difference(recipe, guessed)
+        if key in DESCRIPTIVE and meant is not None
+    ]
+    return (f"a published file does not say {', '.join(unsaid)}; tell its readers.",) if unsaid else ()
+
+
+def _plain(value: object) -> str:
+    return f"[{', '.join(map(_plain, value))}]" if isinstance(value, tuple) else str(value)
 
 
 def _subject(opened: Model, decoder: bool) -> Subject:
