@@ -135,6 +135,19 @@ def test_the_image_processor_says_how_images_are_normalised(tmp_path: Path) -> N
     assert (data.mean, data.std) == ((0.1, 0.2, 0.3), (1, 1, 2))
 
 
+def test_the_classes_of_a_head_come_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    names = {i: f"class {i}" for i in range(12)}
+    theirs = transformers.ViTForImageClassification(transformers.ViTConfig(**CONFIG, id2label=names))
+    folder = saved(tmp_path / "saved", theirs)
+    config = json.loads((folder / "config.json").read_text())
+    config["id2label"] = dict(sorted(config["id2label"].items()))  # "10" before "2", as some files have it
+    (folder / "config.json").write_text(json.dumps(config))
+    model = mimkit.load(folder)
+    assert model.task.classes == tuple(names.values())
+    want = theirs(IMAGES).logits
+    assert torch.allclose(model.task.head(tokens(model.encoder, IMAGES)[:, 0]), want, atol=1e-5)
+
+
 def test_another_activation_is_refused(tmp_path: Path) -> None:
     theirs = transformers.ViTModel(transformers.ViTConfig(**CONFIG, hidden_act="relu"))
     with pytest.raises(DataError, match="computes 'relu' in its MLPs"):

@@ -101,6 +101,26 @@ def test_a_run_becomes_a_published_file_with_its_moving_average(tmp_path: Path) 
     assert {"mask_token", "decoder_pred.weight"} <= set(saved)
 
 
+def test_what_a_published_file_does_not_say_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run, _ = small_run(tmp_path / "run", "data.size=[8, 32]", "method.norm_pix=false")
+    (note,) = mimkit.convert(run, tmp_path / "mae.pth", to="published").notes
+    for said in (
+        "encoder.name=vit:32x2x4 (taken as vit:32x2x1)",
+        "method.decoder.heads=2 (taken as 16)",
+        "method.norm_pix=False (taken as True)",
+        "data.size=[8, 32] (taken as [16, 16])",
+        "data.mean=[0.4, 0.5, 0.6] (taken as [0.485, 0.456, 0.406])",
+    ):
+        assert said in note
+    assert "how many attention heads it has: taken as 1, 64 wide" in caplog.text
+    assert "how many heads its decoder has: taken as 16" in caplog.text
+    usual, _ = small_run(
+        tmp_path / "usual", "encoder.name=vit_tiny", "method.decoder.heads=16", "data.mean=null", "data.std=null",
+        "data.mean=[0.485, 0.456, 0.406]", "data.std=[0.229, 0.224, 0.225]",
+    )  # fmt: skip
+    assert not mimkit.convert(usual, tmp_path / "usual.pth", to="published").notes
+
+
 def test_a_folder_of_transformers_becomes_a_published_file(tmp_path: Path) -> None:
     run, method = small_run(tmp_path / "run")
     folder = mimkit.export(run, "hf", tmp_path / "hf").path

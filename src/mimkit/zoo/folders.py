@@ -149,7 +149,7 @@ def _hub(tensors: Mapping[str, Tensor], label: str, config: Mapping[str, Any], f
         size,
         _numbers(processor.get("image_mean")),
         _numbers(processor.get("image_std")),
-        classes=_names(list((config.get("id2label") or {}).values())),
+        classes=_labels(config.get("id2label") or {}),
     )
 
 
@@ -158,6 +158,12 @@ def _pair(value: Any) -> tuple[int, int] | None:
     if isinstance(value, int):
         return (value, value)
     return (value[0], value[1]) if isinstance(value, list | tuple) and len(value) == 2 else None
+
+
+def _labels(named: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """The classes of `id2label` by their numbers: files may list "10" before "2"."""
+    numbers = sorted(named, key=int) if all(str(key).isdigit() for key in named) else list(named)
+    return _names([named[key] for key in numbers])
 
 
 def _names(value: Any) -> tuple[str, ...] | None:

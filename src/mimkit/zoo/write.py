@@ -31,7 +31,7 @@ def new_folder(out: Path) -> Iterator[Path]:
 
     Raises UserError when `out` is a file, a folder with something in it, is named like a file, or cannot be written.
     """
-    _check_free(out)
+    check_free(out)
     temporary = out.with_name(f"{TEMPORARY}{out.name}")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
@@ -46,7 +46,8 @@ def new_folder(out: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _check_free(out: Path) -> None:
+def check_free(out: Path) -> None:
+    """Raise UserError unless `out` can become an exported folder."""
     if out.suffix in FILE_ENDINGS:
         raise UserError(
             f"{out} is named like a file; an export is a folder (weights, config.json, README.md), "
