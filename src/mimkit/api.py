@@ -106,7 +106,7 @@ def embed(
 
 
 def compare(
-    inits: Sequence[str],
+    inits: Sequence[str | Path],
     overrides: Sequence[str] = (),
     out: str | Path = "compare",
     seeds: int = 3,

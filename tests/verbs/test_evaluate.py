@@ -89,7 +89,7 @@ def test_a_file_without_names_takes_those_of_the_images(
     assert "in the order of the images' classes" in caplog.text
     shutil.copytree(faces, tmp_path / "three")
     shutil.copytree(faces / "face", tmp_path / "three" / "third")
-    with pytest.raises(UserError, match="2 classes.*3 classes"):
+    with pytest.raises(UserError, match=r"2 classes.*3 classes"):
         mimkit.evaluate(tmp_path / "finetuned.pth", [f"data.path={tmp_path / 'three'}", *settings[1:]])
 
 
@@ -99,5 +99,5 @@ def test_a_model_without_a_head_is_sent_to_finetune(faces: Path) -> None:
 
 
 def test_a_run_that_held_nothing_out_wants_images_named(tuned: Path) -> None:
-    with pytest.raises(UserError, match="data.path="):
+    with pytest.raises(UserError, match=r"data.path="):
         mimkit.evaluate(tuned, ["data.val_share=0"])

@@ -70,7 +70,7 @@ def test_a_class_folder_without_images_is_named(tmp_path: Path) -> None:
 
 
 def test_a_class_with_one_image_cannot_be_held_out(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="'dog'.*data.val="):
+    with pytest.raises(DataError, match=r"'dog'.*data.val="):
         labelled_sets(recipe(folders(tmp_path, cat=5, dog=1)))
 
 
@@ -130,7 +130,7 @@ def test_held_out_classes_that_were_never_trained_on_are_refused(tmp_path: Path)
 def test_images_without_labels_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="class folders"):
         labelled_sets(recipe(folders(tmp_path, cat=2) / "cat"))
-    with pytest.raises(UserError, match="data.path="):
+    with pytest.raises(UserError, match=r"data.path="):
         labelled_sets(load.resolve("finetune_vit_tiny"))
 
 

@@ -53,7 +53,7 @@ def test_weights_that_are_no_vit_are_named_by_what_they_look_like(tmp_path: Path
 def test_random_weights_can_be_asked_for_by_name() -> None:
     start = start_of("finetune_vit_tiny", ["encoder.init=random:vit_tiny"])
     assert start.weights is None
-    with pytest.raises(UserError, match="encoder.name=vit_base"):
+    with pytest.raises(UserError, match=r"encoder.name=vit_base"):
         start_of("finetune_vit_tiny", ["encoder.init=random:vit_base"])
 
 

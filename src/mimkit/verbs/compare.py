@@ -47,7 +47,7 @@ POOLING = "mean"  # of the patches behind the last norm: what fine-tuning reads 
 
 
 def compare(
-    inits: Sequence[str],
+    inits: Sequence[str | Path],
     overrides: Sequence[str] = (),
     out: Path = Path("compare"),
     seeds: int = 3,

@@ -133,7 +133,7 @@ class Plan:
 
 
 def make_plan(
-    inits: Sequence[str],
+    inits: Sequence[str | Path],
     overrides: Sequence[str],
     out: Path,
     seeds: int,
@@ -170,9 +170,9 @@ def fitting_batch(batch: int, images: int) -> int:
     return min(batch, 1 << (max(2, images // 2).bit_length() - 1))
 
 
-def _starts(inits: Sequence[str]) -> tuple[Start, ...]:
+def _starts(inits: Sequence[str | Path]) -> tuple[Start, ...]:
     """Each start once; `random` stands for random weights of every encoder among the others."""
-    texts = list(dict.fromkeys(text.rstrip("/") or text for text in inits))
+    texts = list(dict.fromkeys(str(init).rstrip("/") for init in inits))
     loaded = [_open(text) for text in texts if text != BASELINE]
     if BASELINE not in texts:
         made = loaded
