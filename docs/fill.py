@@ -27,6 +27,7 @@ ORDER = [
     "verbs/probe.md",
 ]
 ORDER += ["concepts/weights.md", "verbs/plan.md", "verbs/report.md", "verbs/models.md", "verbs/recipes.md"]
+ORDER += ["verbs/convert.md", "verbs/export.md"]
 BLOCK = re.compile(r"(<!-- output of: (?P<command>.+?) -->\n)```\w*\n.*?```\n", re.S)
 PHOTOS = [
     "astronaut",

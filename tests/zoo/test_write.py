@@ -112,6 +112,8 @@ def test_what_a_published_file_does_not_say_is_said(tmp_path: Path, caplog: pyte
         "data.mean=[0.4, 0.5, 0.6] (taken as [0.485, 0.456, 0.406])",
     ):
         assert said in note
+    assert not caplog.text
+    mimkit.convert(tmp_path / "mae.pth", tmp_path / "back")
     assert "how many attention heads it has: taken as 1, 64 wide" in caplog.text
     assert "how many heads its decoder has: taken as 16" in caplog.text
     usual, _ = small_run(

@@ -6,7 +6,7 @@ config.json beside it or are those of the published files.
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ from mimkit.zoo.likeness import depth_of, looks_like, remedy, size_of
 from mimkit.zoo.weights import Weights
 
 log = logging.getLogger(__name__)
+Say = Callable[..., None]  # a level of the log
 
 USUAL_DECODER, DECODER_HEADS, HEAD_WIDTH = (512, 8), 16, 64  # width and depth; of the published files
 METHOD_BASE, TASK_BASE = "mae_base", "finetune_vit_base"  # what weights do not say is as there
@@ -33,9 +34,17 @@ DATA = ("size", "channels", "mean", "std")  # what of a recipe's data belongs to
 
 
 def recipe_of(
-    text: str, weights: Weights, tensors: Mapping[str, Tensor], overrides: Sequence[str] = ()
+    text: str,
+    weights: Weights,
+    tensors: Mapping[str, Tensor],
+    overrides: Sequence[str] = (),
+    quiet: bool = False,
 ) -> Recipe:
-    """The recipe of the model that `weights`, by our names `tensors`, belong to: their own, or what the shapes say."""
+    """The recipe of the model that `weights`, by our names `tensors`, belong to: their own, or what the shapes say.
+
+    What has to be guessed is warned of, unless `quiet`.
+    """
+    say = log.debug if quiet else log.warning
     if weights.recipe:
         settings = [
             says(f"{part}.{key}", value)
@@ -45,7 +54,7 @@ def recipe_of(
         ]
         classifies = bool(weights.recipe.get("task"))
     else:
-        settings, classifies = _shapes(text, weights, tensors), is_classifier(tensors)
+        settings, classifies = _shapes(text, weights, tensors, say), is_classifier(tensors)
     return load.resolve(TASK_BASE if classifies else METHOD_BASE, [*settings, *overrides])
 
 
@@ -67,7 +76,7 @@ def is_classifier(tensors: Mapping[str, Tensor]) -> bool:
     )
 
 
-def _shapes(text: str, weights: Weights, tensors: Mapping[str, Tensor]) -> list[str]:
+def _shapes(text: str, weights: Weights, tensors: Mapping[str, Tensor], say: Say) -> list[str]:
     """What the shapes of a foreign file say about the recipe, as overrides."""
     size = size_of(tensors)
     if size is None:
@@ -79,18 +88,18 @@ def _shapes(text: str, weights: Weights, tensors: Mapping[str, Tensor]) -> list[
     channels, height, width = kernel.shape[1:]
     rows, columns = weights.grid or _square(tensors) or (224 // height, 224 // width)
     settings = [
-        says("encoder.name", _named(weights, tensors, *size)),
+        says("encoder.name", _named(weights, tensors, *size, say)),
         says("encoder.patch", [height, width]),
         says("encoder.positions", _positions(tensors, (rows, columns))),
         says("encoder.class_token", "encoder.cls_token" in tensors),
         says("data.size", [rows * height, columns * width]),
         says("data.channels", channels),
-        *statistics(text, channels, weights.mean, weights.std),
+        *statistics(text, channels, weights.mean, weights.std, say),
     ]
     if "encoder.blocks.0.ls1.gamma" in tensors:
         settings.append(says("encoder.layer_scale", 1.0))  # where it starts matters to nobody: it is loaded
     if "decoder.embed.weight" in tensors:
-        settings += _decoder(weights, tensors)
+        settings += _decoder(weights, tensors, say)
     if is_classifier(tensors):
         settings += [
             says("task.pooling", "mean" if "fc_norm.weight" in tensors else "cls"),
@@ -99,12 +108,10 @@ def _shapes(text: str, weights: Weights, tensors: Mapping[str, Tensor]) -> list[
     return settings
 
 
-def _decoder(weights: Weights, tensors: Mapping[str, Tensor]) -> list[str]:
+def _decoder(weights: Weights, tensors: Mapping[str, Tensor], say: Say) -> list[str]:
     width, depth = tensors["decoder.embed.weight"].shape[0], depth_of(tensors, "decoder")
     if weights.decoder_heads is None and (width, depth) != USUAL_DECODER:
-        log.warning(
-            "%s does not say how many heads its decoder has: taken as %d.", weights.label, DECODER_HEADS
-        )
+        say("%s does not say how many heads its decoder has: taken as %d.", weights.label, DECODER_HEADS)
     settings = [
         says("method.decoder.width", width),
         says("method.decoder.depth", depth),
@@ -115,13 +122,13 @@ def _decoder(weights: Weights, tensors: Mapping[str, Tensor]) -> list[str]:
     return settings
 
 
-def _named(weights: Weights, tensors: Mapping[str, Tensor], width: int, depth: int) -> str:
+def _named(weights: Weights, tensors: Mapping[str, Tensor], width: int, depth: int, say: Say) -> str:
     """The encoder's name; where nothing says how many heads it has, those of the variant of this size, or 64 wide."""
     usual = next((row.heads for row in VARIANTS.values() if (row.width, row.depth) == (width, depth)), None)
     inner = tensors.get("encoder.blocks.0.mlp.fc1.weight")
     heads = weights.heads or usual or max(1, width // HEAD_WIDTH)
     if weights.heads is None and usual is None:
-        log.warning(
+        say(
             "%s does not say how many attention heads it has: taken as %d, %d wide.",
             weights.label,
             heads,
@@ -151,14 +158,18 @@ def _square(tensors: Mapping[str, Tensor]) -> tuple[int, int] | None:
 
 
 def statistics(
-    text: str, channels: int, mean: Sequence[float] | None, std: Sequence[float] | None
+    text: str,
+    channels: int,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    say: Say = log.warning,
 ) -> list[str]:
     """How images are normalised: as the weights say, else as ImageNet's are."""
     if mean is None or std is None or not len(mean) == len(std) == channels:
         mean, std = IMAGENET_MEAN, IMAGENET_STD
         if channels != 3:
             mean, std = [sum(mean) / 3] * channels, [sum(std) / 3] * channels
-            log.warning(
+            say(
                 "%s does not say how its %d channels were normalised: taken as ImageNet's average; "
                 "set data.mean and data.std if you know better.",
                 text,

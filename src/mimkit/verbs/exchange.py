@@ -121,7 +121,7 @@ def _of_run(text: str) -> Weights:
 
 def _unsaid(recipe: Recipe, bare: Weights) -> tuple[str, ...]:
     """What a published file does not say of this model, and what its readers take instead, as one sentence or none."""
-    guessed = recipe_of(bare.label, bare, bare.tensors)
+    guessed = recipe_of(bare.label, bare, bare.tensors, quiet=True)
     unsaid = [
         f"{key}={_plain(meant)} (taken as {_plain(read)})"
         for key, meant, read in difference(recipe, guessed)
