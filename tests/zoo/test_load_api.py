@@ -167,6 +167,10 @@ def test_an_id_of_the_hub_is_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     assert mimkit.load("hf:somebody/vit@main").report.source == "hf:vit@main"
     assert asked == [("somebody/vit", "main")]
+    (folder / "model.safetensors").rename(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="holds neither"):
+        mimkit.load("hf:somebody/vit@main")
+    assert len(asked) == 3  # safetensors first, then what is pickled
 
 
 def test_an_id_that_cannot_be_fetched_ends_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:

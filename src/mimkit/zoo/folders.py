@@ -21,7 +21,11 @@ SECTIONS = ("encoder", "method", "task", "data")  # of a recipe, as far as they 
 PROCESSOR = "preprocessor_config.json"
 WEIGHT_FILES = (MODEL, "pytorch_model.bin")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
-WANTED = ("*.json", "*.safetensors", "pytorch_model*.bin")
+DESCRIBING, SAFE, PICKLED = (
+    [CONFIG, PROCESSOR],
+    ["model*.safetensors*"],
+    ["pytorch_model*.bin*"],
+)  # of a hub folder
 
 
 def open_folder(folder: Path, label: str) -> Weights:
@@ -54,7 +58,13 @@ def fetch(identity: str) -> Path:
 
     name, _, revision = identity.partition("@")
     try:
-        return Path(snapshot_download(name, revision=revision or None, allow_patterns=list(WANTED)))
+        for weights in (SAFE, PICKLED):  # many hold both; one is enough
+            folder = Path(
+                snapshot_download(name, revision=revision or None, allow_patterns=[*DESCRIBING, *weights])
+            )
+            if any(folder.glob(weights[0])):
+                break
+        return folder
     except Exception as error:  # no network, no such id, a full disk: whatever the hub's client raises
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")[:200]
         raise UserError(
