@@ -1,4 +1,6 @@
-"""Published checkpoints in. A family of files is one module of key rules (`zoo.rules`) and a row in this table."""
+"""Published checkpoints in, models out. A family of files is one module of key rules (`zoo.rules`) and a row in this
+table.
+"""
 
 import importlib
 from collections.abc import Iterable

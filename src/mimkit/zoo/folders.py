@@ -21,11 +21,7 @@ SECTIONS = ("encoder", "method", "task", "data")  # of a recipe, as far as they 
 PROCESSOR = "preprocessor_config.json"
 WEIGHT_FILES = (MODEL, "pytorch_model.bin")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
-DESCRIBING, SAFE, PICKLED = (
-    [CONFIG, PROCESSOR],
-    ["model*.safetensors*"],
-    ["pytorch_model*.bin*"],
-)  # of a hub folder
+SAFE, PICKLED = "model*.safetensors*", "pytorch_model*.bin*"  # weights in a folder of the hub
 
 
 def open_folder(folder: Path, label: str) -> Weights:
@@ -59,10 +55,9 @@ def fetch(identity: str) -> Path:
     name, _, revision = identity.partition("@")
     try:
         for weights in (SAFE, PICKLED):  # many hold both; one is enough
-            folder = Path(
-                snapshot_download(name, revision=revision or None, allow_patterns=[*DESCRIBING, *weights])
-            )
-            if any(folder.glob(weights[0])):
+            wanted = [CONFIG, PROCESSOR, weights]
+            folder = Path(snapshot_download(name, revision=revision or None, allow_patterns=wanted))
+            if any(folder.glob(weights)):
                 break
         return folder
     except Exception as error:  # no network, no such id, a full disk: whatever the hub's client raises
