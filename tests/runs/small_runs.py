@@ -1,12 +1,18 @@
 """The smallest recipe that trains on photographs in seconds, and running the command line as a user does."""
 
 import json
+import logging
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import pytest
+
+from mimkit.cli import main
 
 SMALL = (  # mae_tiny made small enough for a test: 32-pixel crops, a step in a tenth of a second
     "data.size=32",
@@ -58,3 +64,34 @@ def losses(run: Path) -> list[float]:
 def arguments(data: Path, run: Path, *more: str) -> Sequence[str]:
     """`pretrain` on `data` with the small recipe into `run`."""
     return ("pretrain", "mae_tiny", f"data.path={data}", f"train.run={run}", *SMALL, *more)
+
+
+def start(*words: str, processes: int = 1) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [*launcher(processes), *words],
+        env=environment(1),
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def wait_for_rows(run: Path, count: int, process: subprocess.Popen[str]) -> None:
+    """Until the run has written so many rows of metrics."""
+    deadline = time.monotonic() + 180
+    while (
+        not (run / "metrics.jsonl").exists() or len((run / "metrics.jsonl").read_bytes().splitlines()) < count
+    ):
+        assert process.poll() is None, process.stdout.read() if process.stdout else ""
+        assert time.monotonic() < deadline, "the run makes no steps"
+        time.sleep(0.02)
+
+
+def answer(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str]:
+    """Exit code and what stands on standard error; no traceback ever."""
+    code = main(list(words))
+    logging.getLogger("mimkit").handlers.clear()
+    error = capsys.readouterr().err
+    assert "Traceback" not in error
+    return code, error

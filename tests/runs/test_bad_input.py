@@ -1,23 +1,11 @@
 """What a person does wrong, and the one sentence that answers it."""
 
-import logging
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from small_runs import SMALL
-
-from mimkit.cli import main
-
-
-def answer(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str]:
-    """Exit code and what stands on standard error; no traceback ever."""
-    code = main(list(words))
-    logging.getLogger("mimkit").handlers.clear()
-    error = capsys.readouterr().err
-    assert "Traceback" not in error
-    return code, error
+from small_runs import SMALL, answer
 
 
 @pytest.mark.parametrize(

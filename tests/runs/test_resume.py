@@ -3,36 +3,12 @@
 import os
 import shutil
 import signal
-import subprocess
-import time
 from pathlib import Path
 
 import pytest
-from small_runs import arguments, environment, launcher, losses, mimkit, rows
+from small_runs import arguments, losses, mimkit, rows, start, wait_for_rows
 
 EPOCHS = "train.epochs=6"  # 18 steps of 16 of the 48 images
-
-
-def start(*words: str, processes: int = 1) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [*launcher(processes), *words],
-        env=environment(1),
-        start_new_session=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def wait_for_rows(run: Path, count: int, process: subprocess.Popen[str]) -> None:
-    """Until the run has written so many rows of metrics."""
-    deadline = time.monotonic() + 180
-    while (
-        not (run / "metrics.jsonl").exists() or len((run / "metrics.jsonl").read_bytes().splitlines()) < count
-    ):
-        assert process.poll() is None, process.stdout.read() if process.stdout else ""
-        assert time.monotonic() < deadline, "the run makes no steps"
-        time.sleep(0.02)
 
 
 @pytest.mark.parametrize(
