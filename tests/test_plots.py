@@ -203,3 +203,42 @@ def test_no_global_state_of_matplotlib_is_touched() -> None:
     before = dict(matplotlib.rcParams)
     plots.svg(plots.loss_curve(np.arange(3), np.arange(3.0)), "x")
     assert dict(matplotlib.rcParams) == before
+
+
+def test_a_confusion_matrix_counts_in_few_cells_and_leaves_out_quiet_classes_of_many() -> None:
+    few = plots.confusion_matrix(np.array([[3, 1], [0, 4]]), ["cat", "dog"], "two")
+    assert {"3", "1", "4", "cat", "dog", "two"} <= set(texts(few).split())
+    counts = np.diag(np.full(60, 9))
+    counts[7, 50] = counts[50, 7] = 5
+    many = texts(plots.confusion_matrix(counts, [f"c{i}" for i in range(60)], "many"))
+    assert "the 30 of 60 classes with most mistakes" in many and "c7 " in many and "c50 " in many
+
+
+def test_the_worst_classes_come_first_and_empty_ones_are_left_out() -> None:
+    nan = float("nan")
+    rows = [
+        plots.ClassBar("good", 10, 0.9, 0.8),
+        plots.ClassBar("bad", 1, 0.1, nan, "good"),
+        plots.ClassBar("absent", 0, nan, nan),
+    ]
+    figure = plots.class_table(rows, "classes")
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["bad", "good"]
+    assert "1 image, taken for good" in texts(figure) and "absent" not in texts(figure)
+
+
+def test_calibration_and_mistakes_are_drawn_from_what_there_is(tmp_path: Path) -> None:
+    bins = np.full((15, 3), np.nan)
+    bins[:, 0] = 0
+    bins[9] = (12, 0.64, 0.5)
+    assert "14.0 %" in texts(plots.calibration(bins, 0.14))
+    shown = [images(1, side, side)[0] for side in (8, 300)]
+    figure = plots.mistakes(shown, ["cat"] * 2, ["dog 90%"] * 2, ["a.jpg", "deep/b.jpg"], "two")
+    assert len(figure.axes) == 2 and texts(figure).count("dog 90%") == 2
+    plots.save(figure, tmp_path / "mistakes.png")
+
+
+def test_starts_are_drawn_with_their_spread_and_a_line_where_guessing_stands() -> None:
+    curve = plots.StartCurve("mine", (0.01, 1.0), (0.3, 0.6), (0.05, 0.01))
+    figure = plots.starts([("frozen", [curve]), ("fine-tuned", [curve])], 0.25, "title")
+    assert len(figure.axes) == 2 and "largest class" in texts(figure)
+    assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["1", "100"]

@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 import torch
 
-from mimkit import encoders
+from mimkit import encoders, tasks
 from mimkit.analysis import cost
 from mimkit.engine.devices import autocast
 from mimkit.masks import RandomMasker
@@ -55,3 +55,16 @@ def test_activation_memory_halves_in_bf16_and_shrinks_with_checkpointing() -> No
     assert 0.4 < cost.activation_bytes(model, (32, 32), partial(autocast, "bf16", CPU)) / full < 0.8
     model.encoder.checkpointing = True  # type: ignore[assignment]
     assert cost.activation_bytes(model, (32, 32), partial(autocast, "fp32", CPU)) < 0.6 * full
+
+
+@pytest.mark.parametrize("probe", [False, True])
+def test_a_classifier_is_counted_without_a_trace(probe: bool) -> None:
+    encoder = encoders.build("vit_tiny", size=(32, 32), patch=(8, 8))
+    model = tasks.build("classify", encoder, classes=["a", "b"], probe=probe)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    forward = cost.encoder_flops(encoder, (32, 32))
+    times = cost.step_flops(model, (32, 32)) / forward
+    assert (0.99 < times < 1.01) if probe else (2.8 < times < 3.05)  # a frozen encoder goes forward alone
+    assert cost.activation_bytes(model, (32, 32), partial(autocast, "fp32", CPU)) > 0
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    assert all(p.grad is None for p in model.parameters())

@@ -32,6 +32,23 @@ ANSWERS: dict[str, Any] = {
     ),
     "data_check": SimpleNamespace(rows=ROWS, summary=lambda: "photos/: 60 images, 10 readable"),
     "probe": SimpleNamespace(lines=lambda: ["layer  pooling", "   12  mean"]),
+    "finetune": SimpleNamespace(message="Done: 8 steps."),
+    "evaluate": SimpleNamespace(
+        lines=lambda: ["top-1  90.0 ± 1.0 %"],
+        rows=[
+            SimpleNamespace(name="a", images=9, accuracy=1.0, precision=0.5, predicted=18, taken_for=None),
+            SimpleNamespace(
+                name="b", images=9, accuracy=0.0, precision=float("nan"), predicted=0, taken_for=("a", 9)
+            ),
+            SimpleNamespace(
+                name="c", images=0, accuracy=float("nan"), precision=0.0, predicted=0, taken_for=None
+            ),
+        ],
+        pictures=[Path("confusion.png")],
+    ),
+    "predict": SimpleNamespace(lines=lambda: ["a.jpg  cat  90%"], out=Path("p.jsonl"), sheet=Path("p.png")),
+    "embed": SimpleNamespace(lines=lambda: ["9 images, 48 values each"]),
+    "compare": SimpleNamespace(lines=lambda: ["start", "mine wins"]),
     "models": [
         SimpleNamespace(
             name="vit_x", patch=(16, 8), params=5_500_000, gmacs=1.25, levels=[(16, 8)], paper="none"
@@ -185,4 +202,58 @@ def test_faults_of_a_recipe_reach_the_terminal_together(capsys: pytest.CaptureFi
         "mimkit: 2 faults in the recipe mae_tiny and its overrides:",
         "  train.epoch: there is no such key. Did you mean 'train.epochs'?",
         "  data.size: 'x' given; allowed: a whole number of at least 1, or two as [height, width].",
+    ]
+
+
+def test_transfer_verbs_hand_over_their_arguments(api: FakeApi, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["finetune", "finetune_vit_tiny", "data.path=x"]) == 0
+    assert cli.main(["finetune", "runs/a", "--resume"]) == 0
+    assert (
+        cli.main(["predict", "runs/a", "x/*.jpg", "--out", "o.jsonl", "--sheet", "s.png", "--top", "2"]) == 0
+    )
+    assert (
+        cli.main(["embed", "runs/a", "x", "--out", "f.npy", "--dense", "--layer", "3", "data.size=64"]) == 0
+    )
+    assert [(name, args) for name, args, _ in api.calls] == [
+        ("finetune", ("finetune_vit_tiny", ["data.path=x"])),
+        ("finetune", ("runs/a", [])),
+        ("predict", ("runs/a", "x/*.jpg", [], Path("o.jsonl"), Path("s.png"), 2)),
+        ("embed", ("runs/a", "x", Path("f.npy"), ["data.size=64"], None, True, 3)),
+    ]
+    assert [call[2].get("resume") for call in api.calls[:2]] == [False, True]
+    assert capsys.readouterr().out.splitlines() == [
+        *["Done: 8 steps."] * 2,
+        *("a.jpg  cat  90%", "Wrote p.jsonl and p.png", "9 images, 48 values each"),
+    ]
+
+
+def test_evaluate_shows_the_worst_class_first(api: FakeApi, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["evaluate", "runs/a", "data.path=x", "--json", "e.json"]) == 0
+    assert api.calls[0][1] == ("runs/a", ["data.path=x"], Path("e.json"), None)
+    assert capsys.readouterr().out.splitlines() == [
+        "top-1  90.0 ± 1.0 %",
+        "",
+        "class  images  found %  right %  taken for",
+        "b           9      0.0        -  a (9)",
+        "a           9    100.0     50.0",
+        "",
+        "Wrote confusion.png",
+        "Wrote e.json",
+    ]
+
+
+def test_compare_takes_starts_wherever_they_stand(api: FakeApi, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--inits", "random", "runs/a", "timm:vit=x", "data.path=x", "train.epochs=3"]
+    assert cli.main(["compare", *words, "--seeds", "2", "--shares", "0.1,1", "--out", "c"]) == 0
+    assert cli.main(["compare", "--inits", "random", "--inits", "runs/a", "data.path=x"]) == 0
+    starts = ["random", "runs/a", "timm:vit=x"]
+    overrides = ["data.path=x", "train.epochs=3"]
+    assert [args for _, args, _ in api.calls] == [
+        (starts, overrides, Path("c"), 2, [0.1, 1.0], None),
+        (["random", "runs/a"], ["data.path=x"], Path("compare"), 3, [0.01, 0.1, 1.0], None),
+    ]
+    assert capsys.readouterr().out.splitlines()[:3] == [
+        "start",
+        "mine wins",
+        "Wrote c/compare.png and c/compare.json",
     ]

@@ -211,7 +211,10 @@ def test_a_mistyped_key_gets_the_nearest_one(override: str, guess: str) -> None:
 
 def test_a_key_that_is_near_none_gets_the_list_of_its_section() -> None:
     [line] = faults("mae_tiny", "log.qqqq=1")
-    assert line == "log.qqqq: there is no such key. log has: every, samples_every, evaluate_every, writers, probe."
+    assert (
+        line
+        == "log.qqqq: there is no such key. log has: every, samples_every, evaluate_every, writers, probe."
+    )
 
 
 @pytest.mark.parametrize(
@@ -335,3 +338,96 @@ def test_reading_recipes_needs_no_torch() -> None:
     code = "import sys; from mimkit.recipes import load, choose; load.show(load.resolve('mae_base')); "
     code += "sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("size", "patch", "base_lr", "layer_decay", "drop_path", "epochs"),
+    [
+        ("base", 16, 5e-4, 0.65, 0.1, 100),
+        ("large", 16, 1e-3, 0.75, 0.2, 50),
+        ("huge", 14, 1e-3, 0.75, 0.3, 50),
+    ],
+)
+def test_fine_tuning_follows_the_released_code(
+    size: str, patch: int, base_lr: float, layer_decay: float, drop_path: float, epochs: int
+) -> None:
+    recipe = load.resolve(f"finetune_vit_{size}")
+    assert (recipe.encoder.name, recipe.encoder.patch) == (f"vit_{size}", (patch, patch))
+    assert (recipe.encoder.drop_path, recipe.data.size, recipe.data.crop_scale) == (
+        drop_path,
+        (224, 224),
+        (0.08, 1.0),
+    )
+    part = recipe.optimiser
+    assert (part.name, part.base_lr, part.betas, part.eps) == ("adamw", base_lr, (0.9, 0.999), 1e-8)
+    assert (part.weight_decay, part.layer_decay, part.clip) == (0.05, layer_decay, None)
+    assert (recipe.schedule.warmup_epochs, recipe.schedule.min_lr) == (5, 1e-6)
+    assert (recipe.train.epochs, recipe.train.batch_size, recipe.train.ema) == (epochs, 1024, None)
+    task = recipe.tuning
+    assert (task.head, task.pooling, task.blocks, task.smoothing) == ("linear", "mean", None, 0.1)
+    assert (task.mixup, task.cutmix, task.switch, task.erasing) == (0.8, 1.0, 0.5, 0.25)
+    assert (task.randaugment, task.crop) == ("rand-m9-mstd0.5-inc1", "resized")
+
+
+@pytest.mark.parametrize(("size", "epochs"), [("base", 90), ("large", 50), ("huge", 50)])
+def test_the_linear_probe_follows_the_released_code(size: str, epochs: int) -> None:
+    recipe = load.resolve(f"linear_probe_vit_{size}")
+    part = recipe.optimiser
+    assert (part.name, part.base_lr, part.momentum, part.trust) == ("lars", 0.1, 0.9, 0.001)
+    assert (part.weight_decay, part.layer_decay, recipe.encoder.drop_path) == (0, None, 0)
+    assert (recipe.schedule.warmup_epochs, recipe.schedule.min_lr) == (10, 0)
+    assert (recipe.train.epochs, recipe.train.batch_size) == (epochs, 16384)
+    task = recipe.tuning
+    assert (task.head, task.pooling, task.smoothing, task.crop) == ("probe", "cls", 0, "clipped")
+    assert (task.mixup, task.cutmix, task.randaugment, task.erasing) == (0, 0, None, 0)
+
+
+def test_training_from_scratch_follows_table_11() -> None:
+    recipe = load.resolve("scratch_vit_base")
+    part = recipe.optimiser
+    assert (part.base_lr, part.betas, part.weight_decay, part.layer_decay) == (1e-4, (0.9, 0.95), 0.3, None)
+    assert (recipe.train.epochs, recipe.train.batch_size, recipe.train.ema) == (300, 4096, 0.9999)
+    assert (recipe.schedule.warmup_epochs, recipe.encoder.drop_path, recipe.tuning.erasing) == (20, 0.1, 0)
+
+
+def test_a_recipe_pretrains_or_has_a_task() -> None:
+    assert load.resolve("mae_tiny").task is None and load.resolve("finetune_vit_tiny").method is None
+    assert Recipe().method is not None
+    [fault] = faults("mae_tiny", "task.head=probe")
+    assert fault.startswith("task: this recipe has a section `method` too")
+    [fault] = faults("finetune_vit_tiny", "method.mask.ratio=0.5")
+    assert "leave one of the two out" in fault
+    with pytest.raises(UserError, match="mimkit finetune"):
+        _ = load.resolve("finetune_vit_tiny").pretraining
+    with pytest.raises(UserError, match="mimkit pretrain"):
+        _ = load.resolve("mae_tiny").tuning
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["data.shots=3", "data.label_share=0.5"], "data.shots: 3 images of each class and a share of 0.5"),
+        (["task.head=probe", "task.blocks=2"], "task.blocks: 2 blocks cannot be trained"),
+        (["task.smoothing=1"], "task.smoothing: 1 given; allowed: a number from 0"),
+        (["data.val_share=0.9"], "data.val_share: 0.9 given; allowed: a number from 0 to 0.5"),
+    ],
+)
+def test_what_a_task_cannot_be_is_said(overrides: list[str], says: str) -> None:
+    [fault] = faults("finetune_vit_tiny", *overrides)
+    assert fault.startswith(says.partition(" from ")[0])
+
+
+def test_pretraining_looks_at_no_labels() -> None:
+    [fault] = faults("mae_tiny", "data.val=labelled/")
+    assert "log.probe.path" in fault
+
+
+def test_weights_stand_above_packaged_recipes_and_below_everything_else(tmp_path: Path) -> None:
+    said = ["encoder.patch=8", "data.size=64"]
+    assert load.resolve("finetune_vit_base", weights=said).data.size == (64, 64)
+    mine = write(tmp_path, "mine.yaml", "extends: finetune_vit_base\ndata:\n  size: 96\n")
+    recipe = load.resolve(mine, weights=said)
+    assert (recipe.data.size, recipe.encoder.patch) == ((96, 96), (8, 8))
+    assert load.resolve(mine, ["data.size=32"], said).data.size == (32, 32)
+    own = write(tmp_path, "own.yaml", "data:\n  size: 96\n")
+    assert load.resolve(own, weights=said).data.size == (96, 96)
