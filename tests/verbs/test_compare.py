@@ -7,10 +7,13 @@ import pytest
 import torch
 
 import mimkit
+from mimkit import encoders
 from mimkit.errors import DataError, UserError
 from mimkit.verbs import compare as comparing
+from mimkit.verbs import compare_plan, models
 from mimkit.verbs.compare_plan import Plan, fitting_batch, make_plan
 from mimkit.verbs.models import open_model
+from mimkit.zoo.weights import Weights
 
 SETTINGS = ("data.workers=0", "train.precision=fp32", "train.epochs=2", "schedule.warmup_epochs=1")
 RECIPE = "finetune_vit_tiny"
@@ -137,3 +140,43 @@ def test_a_comparison_is_restartable_and_can_grow(
     assert not list(out.rglob("step-*.safetensors")) and not list(out.rglob("checkpoints"))
     with pytest.raises(UserError, match=r"other settings \(overrides\)"):
         mimkit.compare(["random", tuned], [*settings, "train.epochs=5"], out, 1, (1.0,), RECIPE)
+
+
+def test_a_plain_vit_of_timm_is_computed_like_a_run_and_other_models_by_timm(
+    faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tensors = dict(open_model("random:vit_tiny").encoder.state_dict())
+    found = {
+        "timm:vit_tiny_patch16_224.x": Weights(tensors, "vit", (14, 14), architecture="vit_tiny_patch16_224"),
+        "timm:resnet10t": Weights(
+            {
+                name.removeprefix("model."): tensor
+                for name, tensor in encoders.build("timm:resnet10t").state_dict().items()
+            },
+            "resnet",
+            size=(64, 64),
+            architecture="resnet10t",
+        ),
+    }
+    monkeypatch.setattr(compare_plan, "open_source", found.__getitem__)
+    monkeypatch.setattr(models, "open_source", found.__getitem__)
+    made = plan(["random", *found], faces, tmp_path)
+    names = [made.recipe_of(start).encoder.name for start in made.starts]
+    assert names == ["vit_tiny", "timm:resnet10t"] * 2
+    decays = [made.recipe_of(start).optimiser.layer_decay for start in made.starts]
+    assert decays == [0.75, None] * 2
+
+
+def test_models_of_timm_are_fine_tuned_without_layer_decay(faces: Path, tmp_path: Path) -> None:
+    settings = [
+        f"data.path={faces}",
+        *SETTINGS,
+        "encoder.name=timm:resnet10t",
+        "encoder.patch=1",
+        "data.size=32",
+    ]
+    settings += ["data.shots=8", "train.batch_size=8", "train.epochs=1", f"train.run={tmp_path / 'run'}"]
+    with pytest.raises(UserError, match="layer_decay"):
+        mimkit.finetune(RECIPE, settings)
+    outcome = mimkit.finetune(RECIPE, [*settings, "optimiser.layer_decay=null"])
+    assert outcome.steps == 2 and mimkit.evaluate(outcome.run).numbers["images"] == 40

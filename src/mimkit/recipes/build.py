@@ -114,6 +114,8 @@ def optimiser(recipe: Recipe, model: Method | Task) -> torch.optim.Optimizer:
         return adamw(pretrain_groups(model, part.weight_decay), part.betas, part.eps)
 
     def depth_of(name: str) -> int:
+        if part.layer_decay is None:
+            return 0  # all alike, for encoders too that know no layers
         inner = name.removeprefix("encoder.")
         return encoder.depth_of(inner) if inner != name else encoder.depth + 1
 

@@ -37,6 +37,7 @@ from mimkit.verbs.files import write_json
 from mimkit.verbs.models import open_model
 from mimkit.verbs.quiet import only_from
 from mimkit.verbs.running import Runner, on_device
+from mimkit.zoo.load import initialise
 
 log = logging.getLogger(__name__)
 
@@ -110,11 +111,10 @@ def _features(
 ) -> tuple[tuple[Tensor, np.ndarray], tuple[Tensor, np.ndarray]]:
     """(features (n, C), ids (n,)) of the training and of the test images; what cannot be read has no row."""
     recipe = plan.recipe_of(start, f"train.seed={seed}")
-    if start.init is None:
-        torch.manual_seed(seed)  # the weights that fine-tuning starts from with this seed
-        encoder: Encoder = build.encoder(recipe)
-    else:
-        encoder = open_model(start.init).encoder
+    torch.manual_seed(seed)  # random weights are those that fine-tuning starts from with this seed
+    encoder = build.encoder(recipe)
+    if start.init is not None:
+        initialise(encoder, start.init)
     runner = Runner(recipe)
     on_device(encoder, runner)
 

@@ -15,15 +15,17 @@ from mimkit.data.sources import Source
 from mimkit.errors import UserError
 from mimkit.recipes import load
 from mimkit.recipes.schema import Recipe
-from mimkit.verbs.describe import says
+from mimkit.verbs.describe import recipe_of, says
 from mimkit.verbs.files import write_json
 from mimkit.verbs.labels import labelled_sets
-from mimkit.verbs.models import open_model
+from mimkit.verbs.models import is_vit, open_model
 from mimkit.verbs.start import OF_THE_WEIGHTS, RANDOM
+from mimkit.zoo.load import read_strictly
+from mimkit.zoo.source import open_source
 
 log = logging.getLogger(__name__)
 
-BASELINE = "random"
+BASELINE, TIMM = "random", "timm:"
 SETTINGS = "settings.json"
 DEFAULT_RECIPE = "finetune_vit_base"
 
@@ -43,6 +45,8 @@ class Start:
         """What of a training recipe belongs to these weights, as overrides."""
         values = {key: _value(self.model, key) for key in ("encoder.name", *OF_THE_WEIGHTS)}
         own = [says(key, value) for key, value in values.items() if value is not None]
+        if self.model.encoder.name.startswith(TIMM):
+            own.append("optimiser.layer_decay=null")  # their layers have no order that is known here
         return own if self.init is None else [*own, f"encoder.init={self.init}"]
 
     @property
@@ -188,6 +192,9 @@ def _starts(inits: Sequence[str | Path]) -> tuple[Start, ...]:
 
 
 def _open(text: str) -> Start:
+    if text.startswith(TIMM) and is_vit(weights := open_source(text)):
+        described = recipe_of(text, weights, read_strictly(weights)[1].tensors)
+        return Start(text, text, described)  # computed here, beside which a run of the same encoder can stand
     opened = open_model(text)
     if opened.task is not None:
         log.warning("%s was fine-tuned: it may have seen the images that the starts are measured on.", text)

@@ -145,7 +145,7 @@ def _foreign(text: str, weights: Weights, overrides: Sequence[str]) -> Model:
 def _from_file(text: str, overrides: Sequence[str]) -> Model:
     """A file or folder of weights; what it holds, and what stands beside it, says how the model is built."""
     weights = open_source(text)
-    if weights.architecture and not _is_vit(weights):
+    if weights.architecture and not is_vit(weights):
         return _foreign(text, weights, overrides)
     _, reading = read_strictly(weights)
     recipe = recipe_of(text, weights, reading.tensors, overrides)
@@ -160,7 +160,7 @@ def _from_file(text: str, overrides: Sequence[str]) -> Model:
     return Model(text, recipe, model.encoder, model, None, report=report)
 
 
-def _is_vit(weights: Weights) -> bool:
+def is_vit(weights: Weights) -> bool:
     """Whether these are all tensors of a plain ViT, which mimkit computes itself."""
     family, _ = zoo.recognise(weights.tensors)
     reading = read(family, weights.tensors)
