@@ -26,9 +26,8 @@ def test_tiny_mae_on_photographs_is_probed_on_cifar10_beside_random_weights(tmp_
     with zipfile.ZipFile(SHARED / "cifar10" / "train.zip") as archive:
         archive.extractall(tmp_path / "cifar10")
     tables = [one_seed(seed, tmp_path) for seed in SEEDS]
-    print(
-        f"\nmae_tiny, {EPOCHS} epochs on imagenet_samples; 5000 images of cifar10, 5-fold; accuracy in %, mean ± std of seeds"
-    )
+    how = "5000 images of cifar10, 5-fold; accuracy in %, mean ± std of seeds"
+    print(f"\nmae_tiny, {EPOCHS} epochs on imagenet_samples; {how}")
     for classifier in ("knn", "linear"):
         for weights in ("trained", "random"):
             best = [100 * table.best_of(weights, classifier).accuracy for table in tables]
