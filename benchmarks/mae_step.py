@@ -135,41 +135,40 @@ def _step(model: nn.Module, loss_of: Callable[[], Tensor], side: Side) -> dict[s
 def compare(options: Options, ours: str, theirs: str, decode: float = 1.0) -> tuple[Race, dict[str, Any]]:
     """The race between the two precisions, and its settings."""
     case, device = QUICK if options.quick else FULL, torch.device(options.device)
-    ours = choose_precision(ours, device)
+    ours, rounds = choose_precision(ours, device), options.laps(9)
+    # the mean over half of the patches is another mean, and bf16 keeps 8 bits
+    tolerance = 0.05 if decode < 1 else 1e-5 if ours == theirs == "fp32" else 0.01
     torch.set_num_threads(options.threads)
-    floor = _floor(case, decode, ours, device)
+    rates = [peak_flops(device, ours)]  # on both sides of the race, since others may be busy on a CPU
     with tempfile.TemporaryDirectory() as folder:
         weights = Path(folder) / "weights.safetensors"
         torch.manual_seed(0)
         save_file(method(case).state_dict(), weights)
         sides = (Side(case, ours, options, weights, decode), Side(case, theirs, options, weights))
-        rounds = options.laps(9)
-        # the mean over half of the patches is another mean, and bf16 keeps 8 bits
-        tolerance = 0.05 if decode < 1 else 1e-5 if ours == theirs == "fp32" else 0.01
         result = race(partial(our_step, sides[0]), partial(their_step, sides[1]), options, rounds, tolerance)
+    rates.append(peak_flops(device, ours))
     settings = {
         "model": case.encoder,
         "size": case.size,
         "batch": case.images,
         "precision": ours if ours == theirs else f"{ours} against {theirs}",
         "device": options.device,
+        "compiled": options.compile,
         "threads": options.threads,
         "rounds": rounds,
     }
-    settings |= {"compiled": True} if options.compile else {}
-    best = min(ours.seconds for ours, _ in result.laps["time"])
-    settings |= {"floor_s": round(floor, 3), "floor_share": round(floor / best, 2)} if floor else {}
-    return result, settings
+    return result, settings | _floor(case, decode, rates, result)
 
 
-def _floor(case: Case, decode: float, precision: str, device: torch.device) -> float | None:
-    """Seconds that the step's operations take at the device's best rate; None where that is not known."""
-    rate = peak_flops(device, precision)
-    return (
-        None
-        if rate is None
-        else step_flops(method(case, decode), (case.size, case.size)) * case.images / rate
-    )
+def _floor(case: Case, decode: float, rates: list[float | None], result: Race) -> dict[str, float]:
+    """Seconds that the step's operations take at the device's best rate, and the share of it that ours reaches."""
+    known = [rate for rate in rates if rate is not None]
+    if not known:
+        return {}
+    work = step_flops(method(case, decode), (case.size, case.size)) * case.images
+    floor = work / max(known)
+    fastest = min(ours.seconds for ours, _ in result.laps["time"])
+    return {"floor_s": round(floor, 3), "floor_share": round(floor / fastest, 2)}
 
 
 def _step_rows(name: str, ours: str, theirs: str, options: Options) -> list[Row]:

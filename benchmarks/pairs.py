@@ -6,8 +6,10 @@ and imported libraries of one do not leak into the other, and each has a peak me
 inside, around the lap alone; CPU time is kept as a cross-check.
 """
 
+import ctypes
+import gc
 import multiprocessing
-import os
+import platform
 import resource
 import statistics
 import sys
@@ -16,7 +18,10 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any, Literal, Protocol
+
+LINUX = sys.platform.startswith("linux")
 
 Lap = Callable[[], float | None]
 """What is timed. A number that it returns is the same for both contenders (a loss, a checksum) and is compared."""
@@ -159,24 +164,32 @@ def _nothing() -> None:
 
 def _memory_now(cuda: bool) -> float:
     """MiB that this process holds: on the GPU, or resident in memory (elsewhere than on Linux: its peak so far)."""
-    import torch
-
     if cuda:
+        import torch
+
         torch.cuda.reset_peak_memory_stats()
         return torch.cuda.memory_allocated() / 2**20
-    if not sys.platform.startswith("linux"):
-        return _memory_peak(cuda)
-    with open("/proc/self/statm") as file:  # noqa: PTH123 (read once, in a child that has no use for pathlib)
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+    gc.collect()
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)  # what building has freed is not held
+    return _resident("VmRSS") if LINUX else _memory_peak(cuda)
 
 
 def _memory_peak(cuda: bool) -> float:
-    import torch
-
     if cuda:
+        import torch
+
         return torch.cuda.max_memory_allocated() / 2**20
+    if LINUX:
+        return _resident("VmHWM")
     unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+
+
+def _resident(field: str) -> float:
+    """MiB in a field of /proc/self/status. (getrusage's peak would count the parent's pages before exec.)"""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(field)).split()[1]) / 1024
 
 
 Pair = tuple[Measured, Measured]
