@@ -90,6 +90,16 @@ def test_evaluators_join_the_row_of_their_step_and_see_the_module_at_rest(tmp_pa
     assert module.training
 
 
+def test_evaluators_that_work_together_join_the_same_row(tmp_path: Path) -> None:
+    both = (
+        Evaluator("alone", 2, lambda *_: {"a": 1.0}),
+        Evaluator("all", 3, lambda *_: {"b": 2.0}, together=True),
+    )
+    train(tmp_path, 6, evaluators=both)
+    found = [(row.get("a"), row.get("b")) for row in read_rows(tmp_path / "metrics.jsonl")]
+    assert found == [(None, None), (1, None), (None, 2), (1, None), (None, None), (1, 2)]
+
+
 def test_an_evaluator_does_not_disturb_the_run(tmp_path: Path) -> None:
     def noisy(_module: nn.Module, _step: int) -> dict[str, float]:
         return {"noise": float(torch.rand(()))}

@@ -78,6 +78,8 @@ def test_two_processes_equal_one_with_the_same_micro_batches(faces: Path, tmp_pa
     done = mimkit(*arguments(faces, two, *settings), processes=2)
     assert done.returncode == 0, done.stderr
     assert losses(one) == losses(two)
+    alone, shared = rows(one)[-1], rows(two)[-1]  # the held-out images are shared out too
+    assert alone["val/top1"] == shared["val/top1"] and alone["val/loss"] == pytest.approx(shared["val/loss"])
 
 
 def test_a_linear_probe_trains_a_layer_alone_and_resumes(faces: Path, tmp_path: Path) -> None:

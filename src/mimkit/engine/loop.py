@@ -214,14 +214,17 @@ class Loop(Generic[B]):
         if not due:
             return
 
-        def judge() -> dict[str, float]:
+        def judge(together: bool) -> dict[str, float]:
             found: dict[str, float] = {}
             for evaluator in due:
-                found.update(evaluator.call(self.module, self.state.step))
+                if evaluator.together == together:
+                    found.update(evaluator.call(self.module, self.state.step))
             return found
 
         self.module.eval()
-        self.pending[-1].extra.update(self.processes.from_first(judge))
+        shared = judge(together=True)
+        alone = self.processes.from_first(lambda: judge(together=False))
+        self.pending[-1].extra.update({**shared, **alone})
         self.module.train()
 
     def settle(self, keep: int) -> bool:

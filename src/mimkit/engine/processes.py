@@ -66,6 +66,21 @@ class Processes:
         dist.all_gather_object(values, value, group=self.side)
         return values
 
+    def together(self, make: Callable[[], T]) -> list[T]:
+        """What `make()` gives in each process, by rank, on every process. An error in one is raised everywhere."""
+        if self.world == 1:
+            return [make()]
+        outcome: list[Any] = [None, None]
+        try:
+            outcome[0] = make()
+        except Exception as error:
+            outcome[1] = error
+        everyone = self.gather(outcome)
+        for _, raised in everyone:
+            if raised is not None:
+                raise raised
+        return [value for value, _ in everyone]
+
     def from_first(self, make: Callable[[], T]) -> T:
         """What `make()` gives on process 0, on every process; the others wait. An error there is raised everywhere."""
         if self.world == 1:

@@ -52,14 +52,15 @@ class BatchLike(Protocol):
 class Evaluator:
     """A judgement of the model while it trains: `call(module, step)` gives numbers that join that step's metrics row.
 
-    Called every `every` steps and after the last one, by process 0 alone, with the raw weights (not the moving
-    average, which lags far behind early in training) and the module in evaluation mode. It must leave the weights
-    alone.
+    Called every `every` steps and after the last one, by process 0 alone or `together` by all, which then must give the
+    same numbers, with the raw weights (not the moving average, which lags far behind early in training) and the module
+    in evaluation mode. It must leave the weights alone.
     """
 
     name: str
     every: int
     call: Callable[[nn.Module, int], Mapping[str, float]]
+    together: bool = False
 
     def due(self, step: int, last: int) -> bool:
         return step % self.every == 0 or step == last

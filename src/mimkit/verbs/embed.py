@@ -82,8 +82,7 @@ def embed(
         parts = target.with_name(f"{target.name}.parts")
         here.from_first(lambda: _claim(parts, settings))
         on_device(opened.task or opened.encoder, runner)
-        _compute(parts, images, runner, take, here, progress)
-        here.gather(None)  # all blocks are there
+        here.together(lambda: _compute(parts, images, runner, take, here, progress))
         return here.from_first(lambda: _finish(parts, target, images, what))
 
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -25,7 +26,7 @@ from mimkit.data.sources import Source
 from mimkit.engine.trainable import Evaluator
 from mimkit.recipes import build, load
 from mimkit.recipes.schema import Recipe
-from mimkit.tasks import Task
+from mimkit.tasks import Metric, Task
 from mimkit.verbs import training
 from mimkit.verbs.labels import LabelledSets, labelled_sets
 from mimkit.verbs.start import Start, initialise, start_of
@@ -105,28 +106,35 @@ def evaluators(recipe: Recipe, val: Source | None, place: Place, steps_per_epoch
     judge = _Validation(recipe, val, place)
     draw = _Pictures(recipe, val, place.folder / "samples", place.device)
     return [
-        Evaluator("val", part.evaluate_every * steps_per_epoch, judge),
+        Evaluator("val", part.evaluate_every * steps_per_epoch, judge, judge.together),
         Evaluator("samples", part.samples_every * steps_per_epoch, draw),
     ]
 
 
 class _Validation:
-    """The task's metric on the held-out images."""
+    """The task's metric on the held-out images, each process measuring its share of them."""
 
     def __init__(self, recipe: Recipe, val: Source, place: Place) -> None:
         self.recipe, self.val, self.place = recipe, val, place
+        # The batch norm of a probe has statistics of its own in every process, those of the first one are kept
+        self.together = recipe.tuning.head != "probe"
 
     def __call__(self, module: nn.Module, step: int) -> dict[str, float]:
         assert isinstance(module, Task)
         part = self.recipe.data
         assert part.channels is not None and part.mean is not None and part.std is not None
-        workers = (part.workers or 0) if len(self.val) > FEW else 0
-        metric = tasks.evaluate(
-            module,
-            eval_batches(self.val, part.size, part.channels, CHUNK, workers),
-            partial(prepare, device=self.place.device, mean=part.mean, std=part.std),
-            self.place.autocast,
-        )
+        here, share = self.place.here, range(len(self.val))
+        if self.together:
+            share = share[here.rank :: here.world]
+        workers = (part.workers or 0) if len(share) > FEW else 0
+        batches = partial(eval_batches, self.val, part.size, part.channels, CHUNK, workers, share)
+        bring = partial(prepare, device=self.place.device, mean=part.mean, std=part.std)
+
+        def measure() -> Metric[Any]:
+            return tasks.evaluate(module, batches(), bring, self.place.autocast)
+
+        metric, *others = here.together(measure) if self.together else [measure()]
+        metric.merge(others)
         found = {f"val/{name}": value for name, value in metric.result().items() if name != "images"}
         shown = ", ".join(f"{name} {found[f'val/{name}']:.4f}" for name in ("top1", "loss"))
         log.info("step %d, held-out images: %s", step, shown)
