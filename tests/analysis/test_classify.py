@@ -77,7 +77,8 @@ def test_the_linear_probe_reaches_the_optimum_of_scikit_learn() -> None:
     from mimkit.analysis.classify import _fit, _standardise
 
     x, y = blobs(120, channels=6, apart=0.5)
-    x, _ = _standardise(x * torch.tensor([100.0, 10, 1, 1, 0.1, 0.01]), x)
+    scaled = x * torch.tensor([100.0, 10, 1, 1, 0.1, 0.01])
+    (x,) = _standardise(scaled, scaled)
     spectrum, axes = torch.linalg.eigh(x.T @ x / len(x))
     weights, bias = _fit(x @ axes, y, spectrum, 0.01, torch.zeros(6, 4), torch.zeros(4))
     other = LogisticRegression(C=1 / (0.01 * 120), tol=1e-8, max_iter=1000).fit(x, y)
@@ -136,3 +137,19 @@ def test_a_class_too_small_for_the_folds_is_named_with_the_number_that_fits() ->
 def test_a_single_class_is_no_probe() -> None:
     with pytest.raises(UserError, match="at least two classes"):
         check_labels(np.zeros(10, dtype=int), 5)
+
+
+def test_two_labels_are_enough_where_the_unlabelled_say_how_features_spread() -> None:
+    rng = np.random.default_rng(0)
+    scores = {True: [], False: []}
+    for _ in range(20):
+        truth = rng.integers(0, 2, 400)
+        x = torch.from_numpy(
+            rng.normal(0, 1, (400, 64)) + 3.0 * (truth[:, None] * (np.arange(64) < 8))
+        ).float()
+        few = torch.tensor([int(np.flatnonzero(truth == c)[0]) for c in (0, 1)])
+        labels = torch.from_numpy(truth)
+        for known in scores:
+            given = linear_classify(x[few], labels[few], x, 2, unlabelled=x if known else None)
+            scores[known].append(float((given == labels).float().mean()))
+    assert np.mean(scores[True]) > np.mean(scores[False]) + 0.02

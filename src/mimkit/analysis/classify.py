@@ -64,12 +64,21 @@ def _nearest(similarity: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return values[:, :k], places.gather(1, order)[:, :k]
 
 
-def linear_classify(train: Tensor, labels: Tensor, test: Tensor, classes: int, seed: int = 0) -> Tensor:
+def linear_classify(
+    train: Tensor,
+    labels: Tensor,
+    test: Tensor,
+    classes: int,
+    seed: int = 0,
+    unlabelled: Tensor | None = None,
+) -> Tensor:
     """Predicted classes (Q,) of test (Q, C) by logistic regression on train (n, C) with labels (n,) int64.
 
     Nothing of `test` enters standardisation, penalty or fit. Deterministic for a seed (it picks the held-out fifth).
+    unlabelled: (m, C) features to standardise by instead of `train`, where labels are so few that their own deviations
+    would blow up channels in which they happen to agree.
     """
-    train, test = _standardise(train, test)
+    train, test = _standardise(train if unlabelled is None else unlabelled, train, test)
     # Rotation into the principal axes changes neither the penalty nor the optimum, but lets each axis be scaled to its
     # own curvature: 15 iterations instead of several hundred. Behind the n-th axis there is nothing to learn.
     spectrum, axes = torch.linalg.eigh(train.T @ train / len(train))
@@ -130,12 +139,12 @@ def _fit(
     return slopes.detach() * scale, shift.detach()
 
 
-def _standardise(train: Tensor, test: Tensor) -> tuple[Tensor, Tensor]:
-    """Both by the mean and deviation of `train`, in float64, then float32; channels that are constant there are 0."""
-    exact = train.double()
+def _standardise(reference: Tensor, *features: Tensor) -> list[Tensor]:
+    """By the mean and deviation of `reference`, in float64, then float32; channels that are constant there are 0."""
+    exact = reference.double()
     std, mean = torch.std_mean(exact, dim=0, correction=0)
     inverse = torch.where(std > 1e-7 * exact.abs().amax(), 1 / std, 0.0)
-    return ((exact - mean) * inverse).float(), ((test.double() - mean) * inverse).float()
+    return [((x.double() - mean) * inverse).float() for x in features]
 
 
 def stratified_folds(labels: np.ndarray, folds: int, seed: int) -> np.ndarray:

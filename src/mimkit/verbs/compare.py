@@ -143,7 +143,7 @@ def _classify(
     if key.use == "knn":
         given = knn_classify(train[0][drawn], known, test[0], classes)[2][:, 0]
     else:
-        given = linear_classify(train[0][drawn], known, test[0], classes, key.seed)
+        given = linear_classify(train[0][drawn], known, test[0], classes, key.seed, unlabelled=train[0])
     right = np.zeros(len(plan.test), dtype=bool)
     right[test[1]] = given.cpu().numpy() == labels_of(plan.test)[test[1]]
     return right
