@@ -1,7 +1,6 @@
 """The smallest recipe that trains on photographs in seconds, and running the command line as a user does."""
 
 import json
-import logging
 import os
 import subprocess
 import sys
@@ -91,7 +90,6 @@ def wait_for_rows(run: Path, count: int, process: subprocess.Popen[str]) -> None
 def answer(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str]:
     """Exit code and what stands on standard error; no traceback ever."""
     code = main(list(words))
-    logging.getLogger("mimkit").handlers.clear()
     error = capsys.readouterr().err
     assert "Traceback" not in error
     return code, error

@@ -10,7 +10,8 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from io import TextIOWrapper
 
 from mimkit.errors import MimkitError
@@ -27,9 +28,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
-    _log_to_terminal()
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be valid text
+    with _log_on_terminal():
+        return _answer(words, debug)
+
+
+def _answer(words: list[str], debug: bool) -> int:
+    """The exit code of one command; what it raises becomes a sentence."""
     try:
         code = _call(words)
         sys.stdout.flush()
@@ -119,11 +125,16 @@ class _Plain(logging.Formatter):
         return text if record.levelno <= logging.INFO else f"{record.levelname.lower()}: {text}"
 
 
-def _log_to_terminal() -> None:
-    """Send the library's log to the terminal; of several processes (torchrun) only the first tells its story."""
-    log = logging.getLogger("mimkit")
+@contextmanager
+def _log_on_terminal() -> Iterator[None]:
+    """While this lasts the library's log goes to the terminal; of several processes only the first tells its story."""
+    log, handler = logging.getLogger("mimkit"), _Terminal()
+    handler.setFormatter(_Plain())
+    level = log.level
     log.setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING)
-    if not any(isinstance(handler, _Terminal) for handler in log.handlers):
-        handler = _Terminal()
-        handler.setFormatter(_Plain())
-        log.addHandler(handler)
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
