@@ -159,11 +159,12 @@ def test_a_reader_that_leaves_early_is_met_with_silence() -> None:
 
 def test_the_librarys_log_goes_to_the_terminal_plainly_and_once(capsys: pytest.CaptureFixture[str]) -> None:
     cli.main(["--version"])
-    cli.main(["--version"])
     log = logging.getLogger("mimkit.somewhere")
-    log.info("lr 6.0e-4 = 1.5e-4 x %d / 256", 1024)
-    log.warning("the loader starves the model")
-    log.debug("unseen")
+    with cli._log_on_terminal():
+        log.info("lr 6.0e-4 = 1.5e-4 x %d / 256", 1024)
+        log.warning("the loader starves the model")
+        log.debug("unseen")
+    log.warning("a notebook that goes on after the command has its own say in this")
     assert (
         capsys.readouterr().err == "lr 6.0e-4 = 1.5e-4 x 1024 / 256\nwarning: the loader starves the model\n"
     )
@@ -171,8 +172,8 @@ def test_the_librarys_log_goes_to_the_terminal_plainly_and_once(capsys: pytest.C
 
 def test_of_several_processes_only_the_first_tells_its_story() -> None:
     code = (
-        "import logging; from mimkit.cli import main; main(['--version']); "
-        "log = logging.getLogger('mimkit.x'); log.info('told'); log.warning('heard')"
+        "import logging; from mimkit.cli import _log_on_terminal; log = logging.getLogger('mimkit.x')\n"
+        "with _log_on_terminal(): log.info('told'); log.warning('heard')"
     )
     for rank, said in (("0", "told\nwarning: heard\n"), ("1", "warning: heard\n")):
         done = subprocess.run(
