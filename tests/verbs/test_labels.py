@@ -111,6 +111,13 @@ def test_few_labels_are_drawn_by_seed_and_lie_within_more(tmp_path: Path) -> Non
         labelled_sets(recipe(path, "data.shots=17"))
 
 
+def test_one_image_of_each_class_is_no_matter_of_balance(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    labelled_sets(recipe(folders(tmp_path, cat=4, dog=4), "data.shots=1"))
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+
+
 def test_held_out_images_take_the_numbers_of_the_training_classes(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -95,7 +95,8 @@ def few_labels(source: Source, recipe: Recipe) -> Source:
 
 
 def _warn_of_unequal(train: Source, recipe: Recipe) -> None:
-    sentence = unequal(counts_of(train), train.classes)
+    counts = counts_of(train)
+    sentence = unequal(counts, train.classes) if counts.min() < counts.max() else None
     if sentence is not None and not recipe.tuning.balance:
         log.warning("%s; task.balance=true makes all classes count alike.", sentence)
 
