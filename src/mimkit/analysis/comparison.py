@@ -113,7 +113,8 @@ class Comparison:
             self._clause(leaders, next_best, [share for _, share in group])
             for (leaders, next_best), group in groupby(found, key=lambda pair: pair[0])
         ]
-        return f"Fine-tuned, {'; '.join(clauses)} of the labels."
+        alone = "" if len(self.seeds) > 1 else " (one seed: how much seeds differ is not known)"
+        return f"Fine-tuned, {'; '.join(clauses)} of the labels{alone}."
 
     def figure(self) -> "Figure":
         """Accuracy over shares for the frozen and for the fine-tuned encoders."""
