@@ -83,7 +83,8 @@ def initialise(model: nn.Module, start: Start, classes: Sequence[str]) -> None:
     log.info("%s", report)
     if any(name.startswith("head.") for name in report.loaded):
         init = start.recipe.encoder.init
-        if init is not None and classes_of(init) == tuple(classes):
+        known = start.weights.classes if init is None else classes_of(init) or start.weights.classes
+        if known == tuple(classes):
             log.info("The head for the same classes is kept.")
         else:
             head.load_state_dict(fresh)
