@@ -54,6 +54,25 @@ def test_help_and_mistakes_import_neither_torch_nor_rich(words: list[str]) -> No
     assert python("-c", code).stderr.splitlines()[-1] == "[]"
 
 
+@pytest.mark.parametrize(("name", "value"), [("GOMP_SPINCOUNT", "7"), ("OMP_WAIT_POLICY", "ACTIVE")])
+def test_threads_wait_without_spinning_unless_the_user_has_chosen(name: str, value: str) -> None:
+    code = (
+        "import os; from mimkit.cli import main; main(['--version']); "
+        "print([os.environ.get(n) for n in ('GOMP_SPINCOUNT', 'OMP_WAIT_POLICY')])"
+    )
+    plain = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+
+    def printed(env: dict[str, str]) -> str:
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, env=env, timeout=60
+        )
+        return done.stdout.splitlines()[-1]
+
+    assert printed(plain) == "['1000', None]"
+    chosen = {"GOMP_SPINCOUNT": None, "OMP_WAIT_POLICY": None, name: value}
+    assert printed({**plain, name: value}) == str(list(chosen.values()))
+
+
 def test_the_package_runs_as_a_module() -> None:
     assert python("-m", "mimkit", "--version").stdout == f"mimkit {__version__}\n"
     wrong = python("-m", "mimkit", "pretrian")
