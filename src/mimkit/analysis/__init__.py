@@ -1,0 +1,26 @@
+"""Looking inside: what a model attends to, how alike its layers are, how many directions its features use.
+
+Functions are loaded on first use (PEP 562): `mimkit.analysis.attention_statistics(model, loader)`. Each takes a
+model (of mimkit, timm or transformers) and a loader of normalised images, and returns a small dataclass whose
+`to_frame()` is a long table.
+"""
+
+from typing import Any
+
+FUNCTIONS = {
+    "attention_statistics": "mimkit.analysis.attention",
+}
+
+__all__ = ["FUNCTIONS"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in FUNCTIONS:
+        import importlib
+
+        return getattr(importlib.import_module(FUNCTIONS[name]), name)
+    raise AttributeError(f"module 'mimkit.analysis' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *FUNCTIONS])

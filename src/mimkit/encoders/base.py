@@ -68,8 +68,9 @@ class Features:
 class AttentionSite(NamedTuple):
     """One attention module for the analyses: its name, the module, and its geometry in tokens.
 
-    grid: None for global attention over the whole image, else the window's (h, w). shift: offset of the windows.
-    prefix: tokens in front that are no positions of the image. stride: pixels per token.
+    window: None for global attention over the whole image, else its (h, w). shift: offset of the windows, by which the
+    padded map is rolled (`rolled_first`: the map is rolled and then padded, as timm does it). prefix: tokens in front
+    that are no positions of the image. stride: pixels per token.
     """
 
     name: str
@@ -78,6 +79,7 @@ class AttentionSite(NamedTuple):
     prefix: int = 0
     window: tuple[int, ...] | None = None
     shift: tuple[int, ...] | None = None
+    rolled_first: bool = False
 
 
 class Encoder(nn.Module):

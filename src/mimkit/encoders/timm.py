@@ -3,13 +3,13 @@
 timm's own `forward_intermediates` does the work; the last feature map of each stride becomes a level.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import timm as library
 from torch import Tensor
 
-from mimkit.encoders.base import Encoder, Features, Level
+from mimkit.encoders.base import AttentionSite, Encoder, Features, Level
 from mimkit.errors import UserError, nearest
 from mimkit.masks import Mask
 
@@ -97,3 +97,32 @@ class TimmEncoder(Encoder):
         raise UserError(
             "Layer-wise learning rates are not defined for timm's models; leave optimiser.layer_decay out."
         )
+
+    def attentions(self) -> Iterator[AttentionSite]:
+        return attention_sites(self.model)
+
+
+def attention_sites(model: Any) -> Iterator[AttentionSite]:
+    """The self-attention modules of one of timm's models: global ones and those of (shifted) windows."""
+    modules = dict(model.named_modules())
+    prefix = int(getattr(model, "num_prefix_tokens", 0))
+    for name, module in modules.items():
+        if not (hasattr(module, "num_heads") and (hasattr(module, "qkv") or hasattr(module, "q_proj"))):
+            continue
+        block = modules[name.rpartition(".")[0]]
+        window, shift = _pair(getattr(block, "window_size", 0)), _pair(getattr(block, "shift_size", 0))
+        stride = _pair(_reduction(model, name))
+        if not all(window):
+            yield AttentionSite(name, module, stride, prefix)
+        else:
+            yield AttentionSite(name, module, stride, 0, window, shift, rolled_first=True)
+
+
+def _reduction(model: Any, name: str) -> int | tuple[int, int]:
+    """Pixels per token where the module `name` stands: those of the stage around it."""
+    around = [info["reduction"] for info in model.feature_info if name.startswith(str(info["module"]) + ".")]
+    return around[0] if around else model.feature_info[-1]["reduction"]
+
+
+def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else (int(value[0]), int(value[1]))

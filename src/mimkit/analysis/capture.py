@@ -1,0 +1,116 @@
+"""Listening to attention while a model runs: the scores of each layer, from whatever computes them.
+
+Fused attention never shows its probabilities, and a hook on a dropout layer that is not there collects nothing. So
+the calls themselves are overheard: within the forward pass of an attention module, the first softmax over keys hands
+over its scores (timm's SwinV2, the "eager" attention of transformers), and the first fused call its q, k and mask, from
+which a slice of queries at a time is computed again, in float32 or better. The projections, where the work lies, are
+never done twice, and the model's own output is untouched. Works for our encoders, timm's models and those of
+transformers alike; a module that makes neither call is named in an error.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from mimkit.encoders.base import AttentionSite
+from mimkit.errors import UserError
+
+SOFTMAX = (F.softmax, torch.softmax, Tensor.softmax, torch.special.softmax)
+SLICE = 2**19  # scores at a time: 2 MiB in float32, so that what is done to them stays in the cache
+Take = Callable[[int, Iterator[Tensor]], None]
+"""(place of the layer among the sites, slices of queries of its scores (B * W, H, q, N))."""
+
+
+@contextmanager
+def listening(sites: Sequence[AttentionSite], take: Take) -> Iterator[None]:
+    """Within: each forward pass of a site's module hands its scores to `take`. Leaves no hook behind, whatever happens.
+
+    Raises UserError where a module was run and its attention could not be seen.
+    """
+    ear = _Ear(take)
+    with ExitStack() as stack:
+        for place, site in enumerate(sites):
+            stack.callback(site.module.register_forward_pre_hook(ear.opens(place)).remove)
+            stack.callback(site.module.register_forward_hook(ear.closes(site.name)).remove)
+        with ear:
+            yield
+
+
+class _Ear(TorchFunctionMode):
+    """Overhears torch's calls; `place` is the layer that runs, None between layers and once it was heard."""
+
+    def __init__(self, take: Take) -> None:
+        super().__init__()
+        self.take = take
+        self.place: int | None = None
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if self.place is not None:
+            if func is F.scaled_dot_product_attention:
+                self._hand(fused_scores(*args, **kwargs))
+            elif func in SOFTMAX and args[0].ndim == 4:
+                self._hand(slices(args[0]))
+        return func(*args, **kwargs)
+
+    def _hand(self, scores: Iterator[Tensor]) -> None:
+        place, self.place = self.place, None
+        if place is not None:
+            self.take(place, scores)
+
+    def opens(self, place: int) -> Callable[..., None]:
+        def hook(*_: Any) -> None:
+            self.place = place
+
+        return hook
+
+    def closes(self, name: str) -> Callable[..., None]:
+        def hook(*_: Any) -> None:
+            if self.place is not None:
+                raise UserError(
+                    f"Nothing was captured from {name!r}: its attention calls neither torch's softmax nor its fused "
+                    'kernel; build the model with plain attention (transformers: attn_implementation="eager").'
+                )
+
+        return hook
+
+
+def queries_at_once(shape: Sequence[int]) -> int:
+    """How many queries of scores (B, H, N, N) make a slice."""
+    return max(1, SLICE // max(1, shape[0] * shape[1] * shape[-1]))
+
+
+def slices(scores: Tensor) -> Iterator[Tensor]:
+    """Scores (B, H, N, N) that are at hand anyway, a few queries at a time."""
+    yield from scores.detach().split(queries_at_once(scores.shape), dim=2)
+
+
+def fused_scores(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    **_: Any,
+) -> Iterator[Tensor]:
+    """The scores (B, H, q, N) that torch's fused attention computes from these arguments, a few queries at a time."""
+    precise = torch.float64 if q.dtype == torch.float64 else torch.float32
+    q, k = q.detach().to(precise), k.detach().to(precise)
+    q = q * (q.shape[-1] ** -0.5 if scale is None else scale)
+    chunk = queries_at_once((*q.shape[:2], k.shape[2]))
+    for first in range(0, q.shape[2], chunk):
+        part = q[:, :, first : first + chunk] @ k.mT
+        if attn_mask is not None:
+            rows = attn_mask if attn_mask.shape[-2] == 1 else attn_mask[..., first : first + chunk, :]
+            part = part.masked_fill(~rows, -math.inf) if rows.dtype == torch.bool else part + rows
+        yield part
