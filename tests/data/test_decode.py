@@ -172,6 +172,13 @@ def test_palettes_are_applied() -> None:
 # --- depth
 
 
+@pytest.mark.parametrize("order", "<>")
+def test_sixteen_bits_stay_in_either_byte_order(order: str) -> None:
+    deep = RGB.astype(np.uint16) * 257
+    for found in (decode(deep.astype(f"{order}u2"), "k"), decode(tiff(deep, byteorder=order), "k")):
+        assert found.dtype == np.uint16 and np.array_equal(found, deep)
+
+
 def test_depth_and_values_stay() -> None:
     deep = (RGB[..., :1].astype(np.uint16) << 8) + 5
     assert (decode(encoded(deep, "PNG"), "k") == deep).all()

@@ -180,10 +180,10 @@ def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def _to_depth(pixels: np.ndarray, key: str) -> np.ndarray:
-    """uint8 and native uint16 stay, bool becomes 0 and 255, the rest finite float32."""
+    """uint8 and uint16 (of either byte order) stay, bool becomes 0 and 255, the rest finite float32."""
     if pixels.ndim != 3 or 0 in pixels.shape:
         raise DecodeError(key, f"an array of shape {pixels.shape}, where (height, width, channels) is wanted")
-    if pixels.dtype in (np.uint8, np.uint16):
+    if pixels.dtype.kind == "u" and pixels.dtype.itemsize <= 2:
         return pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
     if pixels.dtype.kind == "b":
         return pixels.astype(np.uint8) * np.uint8(255)
