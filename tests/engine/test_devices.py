@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from mimkit.engine.devices import (
+    _peaks_of,
     autocast,
     choose_device,
     choose_precision,
@@ -61,3 +62,20 @@ def test_autocast_makes_products_bf16_and_leaves_weights_alone() -> None:
 def test_the_peak_of_a_cpu_is_measured() -> None:
     assert measure_gemm("fp32", seconds=0.0) > 1e8
     assert peak_flops(torch.device("meta"), "fp32") is None
+
+
+@pytest.mark.parametrize(
+    ("name", "bf16"),
+    [
+        ("NVIDIA A100-SXM4-80GB", 312e12),
+        ("NVIDIA H100 PCIe", 756e12),
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA L4", 121e12),
+        ("NVIDIA RTX A4000", None),
+        ("NVIDIA RTX A1000", None),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
+    ],
+)
+def test_a_gpu_is_known_by_whole_words_of_its_name(name: str, bf16: float | None) -> None:
+    found = _peaks_of(name)
+    assert (found and found[0]) == bf16

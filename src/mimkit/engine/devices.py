@@ -6,6 +6,7 @@ recipes end in NaN (small patches, high resolution, long runs). Weights and opti
 
 import logging
 import os
+import re
 import time
 from contextlib import AbstractContextManager, nullcontext
 
@@ -18,7 +19,7 @@ log = logging.getLogger(__name__)
 DEVICES = ("auto", "cpu", "cuda", "mps")
 PRECISIONS = ("auto", "bf16", "fp32")
 
-# Dense peaks in FLOP/s from the makers' data sheets: part of the device's name -> bf16, fp32 (TF32 off).
+# Dense peaks in FLOP/s from the makers' data sheets: words of the device's name -> bf16, fp32 (TF32 off).
 PEAKS: dict[str, tuple[float, float]] = {
     "B200": (2250e12, 75e12),
     "GH200": (989e12, 67e12),
@@ -113,10 +114,16 @@ def peak_flops(device: torch.device, precision: str) -> float | None:
     None for a GPU that is not in the table: then no share of the peak is shown.
     """
     if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-        known = next((peaks for part, peaks in PEAKS.items() if part in name), None)
+        known = _peaks_of(torch.cuda.get_device_name(device))
         return known and known[0 if precision == "bf16" else 1]
     return measure_gemm(precision) if device.type == "cpu" else None
+
+
+def _peaks_of(name: str) -> tuple[float, float] | None:
+    """The row of PEAKS for a device's name. Whole words: the RTX A4000 is no A40; laptops' chips are slower ones."""
+    if "Laptop" in name:
+        return None
+    return next((peaks for words, peaks in PEAKS.items() if re.search(rf"\b{words}\b", name)), None)
 
 
 def measure_gemm(precision: str, seconds: float = GEMM_SECONDS) -> float:
