@@ -7,7 +7,6 @@ resumed run needs no second guess.
 
 import logging
 import math
-import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 
@@ -26,8 +25,10 @@ from mimkit.data.mixing import Mixing
 from mimkit.data.normalise import IMAGENET_MEAN, IMAGENET_STD
 from mimkit.data.sources import Source, open_source
 from mimkit.data.stats import channel_stats
+from mimkit.data.workers import available_cores
 from mimkit.encoders import Encoder
 from mimkit.engine.lars import LARS
+from mimkit.engine.memory import available_bytes
 from mimkit.engine.optimiser import adamw, layer_decay_groups, pretrain_groups
 from mimkit.engine.trainable import trainable_parameters
 from mimkit.errors import UserError
@@ -202,12 +203,12 @@ def free_bytes(device: torch.device) -> int:
     """Memory that is free on the device: the GPU's, or the machine's."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+    return available_bytes()
 
 
 def default_workers(cuda: bool) -> int:
     """Loader processes: all cores but one for a GPU (at most 12); one on a CPU that has to train as well."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = available_cores()
     return min(12, max(1, cores - 1)) if cuda else min(1, cores - 1)
 
 
