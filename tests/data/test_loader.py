@@ -219,7 +219,12 @@ def test_an_image_smaller_than_the_crop_is_scaled_up_and_counted(photos, caplog)
         (10, 16, 16, 1, 1, "use train.batch_size=10 train.micro_batch=10,"),
         (10, 64, 4, 2, 2, r"\(20 crops\); use train.batch_size=16,"),
         (2, 64, 16, 4, 1, "use 2 processes or fewer"),
-        (100, 30, 4, 2, 1, "not a multiple of 4 images a micro-batch x 2 processes; use train.batch_size=24"),
+        (
+            *(100, 30, 4, 2, 1),
+            "not a multiple of 4 images a micro-batch x 2 processes; use train.micro_batch=3 or train.batch_size=24",
+        ),
+        (100, 32, 5, 1, 1, "x 1 process; use train.micro_batch=4 or train.batch_size=30"),
+        (100, 32, 16, 3, 1, "x 3 processes; use train.batch_size=48"),
         (100, 9, 3, 1, 2, "use train.micro_batch=2"),
     ],
 )

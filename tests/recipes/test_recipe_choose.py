@@ -31,6 +31,7 @@ def test_every_choice_is_a_valid_recipe_whose_batch_fits(
     assert recipe.data.size[0] <= max(side, 16)
     patches = (recipe.data.size[0] // recipe.encoder.patch[0]) ** 2
     assert 16 <= patches <= 200
+    assert images > 1 or "Steps of a single image; the learning rate follows." in reasons
     assert all(reason.endswith(".") and "\n" not in reason for reason in reasons)
 
 

@@ -61,6 +61,17 @@ def test_a_run_of_two_processes_goes_on_with_one(few: Path, tmp_path: Path) -> N
     assert losses(one) == losses(two)
 
 
+def test_a_run_of_one_process_goes_on_with_two_in_smaller_micro_batches(few: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert mimkit(*arguments(few, run, "train.epochs=1")).returncode == 0
+    refused = mimkit("pretrain", str(run), "--resume", "train.epochs=2", processes=2)
+    assert refused.returncode != 0 and "use train.micro_batch=8" in refused.stderr
+    words = ("pretrain", str(run), "--resume", "train.epochs=2", "train.micro_batch=8")
+    done = mimkit(*words, processes=2)
+    assert done.returncode == 0, done.stderr
+    assert [row["step"] for row in rows(run)] == list(range(1, 7))
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_stopped_run_saves_its_step_and_leaves_with_130(
     number: signal.Signals, few: Path, tmp_path: Path
@@ -105,6 +116,9 @@ def test_changed_images_are_refused(few: Path, tmp_path: Path) -> None:
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     (images / "047.jpg").rename(images / "other.jpg")
-    refused = mimkit("pretrain", str(run), "--resume")
-    assert refused.returncode in (2, 3)
-    assert "data" in refused.stderr and "Traceback" not in refused.stderr
+    kept = (run / "recipe.yaml").read_bytes()
+    for words in ((), (f"data.path={few.parent}",)):
+        refused = mimkit("pretrain", str(run), "--resume", *words)
+        assert refused.returncode in (2, 3)
+        assert "data" in refused.stderr and "Traceback" not in refused.stderr
+        assert (run / "recipe.yaml").read_bytes() == kept  # else no later attempt could go on

@@ -1,5 +1,6 @@
 """What the verbs share: arguments that several take, tables, progress."""
 
+import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -37,7 +38,10 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]], right: Sequence
 def numbers(text: str, option: str) -> list[float]:
     """The numbers in "0.5,0.75,0.9". Raises UserError that names the option."""
     try:
-        return [float(part) for part in text.split(",")]
+        found = [float(part) for part in text.split(",")]
+        if all(map(math.isfinite, found)):
+            return found
+        raise ValueError
     except ValueError:
         raise UserError(
             f"{option}: {text!r} given; allowed: numbers with commas between them, as 0.5,0.75."

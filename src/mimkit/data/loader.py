@@ -275,9 +275,12 @@ def check_batch(n: int, batch_size: int, micro_batch: int, world: int = 1, repea
         )
     if batch_size % (micro_batch * world):
         whole = max(1, batch_size // (micro_batch * world)) * micro_batch * world
+        share = batch_size // world
+        smaller = [n for n in range(repeats, min(micro_batch, share) + 1, repeats) if share % n == 0]
+        fits = f"train.micro_batch={smaller[-1]} or " if smaller and batch_size % world == 0 else ""
         raise UserError(
             f"train.batch_size is {batch_size}, not a multiple of {micro_batch} images a micro-batch x {world} "
-            f"processes; use train.batch_size={whole}."
+            f"{'process' if world == 1 else 'processes'}; use {fits}train.batch_size={whole}."
         )
 
 

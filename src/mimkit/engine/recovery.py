@@ -20,12 +20,7 @@ def continued(saved: State, here: State, run: Path) -> State:
     checkpoint would then mean other images. What only moves the last bits (threads, micro-batch, processes,
     precision) is said.
     """
-    if saved.data and here.data and saved.data != here.data:
-        raise UserError(
-            f"The data of {run} have changed since it began (index {saved.data[:12]}, now {here.data[:12]}), so its "
-            "steps would mean other images; restore the data, or start a new run that continues from its weights "
-            f"(encoder.init={run})."
-        )
+    _check_same(saved.data, here.data, run)
     for key, name in (("batch_size", "train.batch_size"), ("seed", "train.seed")):
         if getattr(saved, key) != getattr(here, key):
             raise UserError(
@@ -44,6 +39,30 @@ def continued(saved: State, here: State, run: Path) -> State:
         )
     progress = ("step", "lr_factor", "bad_steps", "bad_in_a_row", "rollbacks", "images", "skipped_images")
     return replace(here, **{name: getattr(saved, name) for name in progress})
+
+
+def check_images(run: Path, data: str) -> None:
+    """Raise UserError where the run began on other images than those of the digest `data`.
+
+    For callers that overwrite something of the run before `fit` asks the same; without a readable checkpoint nothing
+    is known, and nothing said.
+    """
+    for folder in reversed(checkpoint.saved(run)):
+        try:
+            saved = checkpoint.read_state(folder)
+        except DataError:
+            continue  # `fit` warns of it when it looks for one to go on from
+        _check_same(saved.data, data, run)
+        return
+
+
+def _check_same(saved: str, here: str, run: Path) -> None:
+    if saved and here and saved != here:
+        raise UserError(
+            f"The data of {run} have changed since it began (index {saved[:12]}, now {here[:12]}), so its "
+            "steps would mean other images; restore the data, or start a new run that continues from its weights "
+            f"(encoder.init={run})."
+        )
 
 
 def rollback_target(run: Path, state: State, most: int) -> Path:

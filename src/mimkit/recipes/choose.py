@@ -90,9 +90,8 @@ def _length(recipe: str, images: int) -> tuple[list[str], list[str]]:
     batch = min(largest, 1 << (max(1, images // 2).bit_length() - 1))  # a power of two
     if batch == largest:
         return overrides, [why]
-    fit = (
-        f"Steps of {batch}, so that {images:,} images make at least two an epoch; the learning rate follows."
-    )
+    why_batch = f"Steps of {batch}, so that {images:,} images make at least two an epoch"
+    fit = f"{why_batch if images > 1 else 'Steps of a single image'}; the learning rate follows."
     return [*overrides, f"train.batch_size={batch}"], [why, fit]
 
 

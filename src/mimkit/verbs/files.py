@@ -24,6 +24,10 @@ def writing(path: Path) -> Iterator[TextIO]:
         temporary.open("w", encoding="utf-8", errors="surrogateescape") as file,
     ):
         yield file
+        file.flush()
+        os.fsync(
+            file.fileno()
+        )  # renamed before it is on the disk, a power cut could leave the name of an empty file
 
 
 @contextmanager

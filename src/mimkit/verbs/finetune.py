@@ -29,18 +29,19 @@ from mimkit.recipes.schema import Recipe
 from mimkit.tasks import Metric, Task
 from mimkit.verbs import training
 from mimkit.verbs.labels import LabelledSets, labelled_sets
+from mimkit.verbs.running import FEW
 from mimkit.verbs.start import Start, initialise, start_of
 from mimkit.verbs.training import Outcome, Place
 
 log = logging.getLogger(__name__)
 
 CHUNK = 64  # images that are evaluated at once
-FEW = 512  # images up to which starting loader processes takes longer than reading does
 PICTURED = 24
 
 
 def run(source: str | Path, overrides: Sequence[str] = (), resume: bool = False) -> Outcome:
     """See `mimkit.api.finetune`."""
+    training.check_resumed(source, overrides, resume)
     start = find_start(source, overrides)
     recipe = start.recipe
     training.check_source(source, recipe, "finetune", resume)

@@ -17,7 +17,7 @@ from mimkit.data.decode import DecodeError
 from mimkit.data.loader import upright_size
 from mimkit.data.normalise import prepare
 from mimkit.data.sources import Source, open_source
-from mimkit.errors import UserError
+from mimkit.errors import DataError
 from mimkit.recipes import build, load
 from mimkit.recipes.choose import choose
 from mimkit.recipes.schema import Recipe
@@ -34,6 +34,7 @@ SIZED = 32  # images whose headers tell the usual size
 
 def run(source: str | Path, overrides: Sequence[str] = (), resume: bool = False) -> Outcome:
     """See `mimkit.api.pretrain`."""
+    training.check_resumed(source, overrides, resume)
     recipe = find_recipe(source, overrides)
     training.check_source(source, recipe, "pretrain", resume)
     method = recipe.pretraining.name  # which says what a recipe for a task is for, before anything is made
@@ -83,10 +84,10 @@ def usual_size(images: Source) -> tuple[int, int, int]:
         except DecodeError as error:
             log.debug("%s", error)
     if not sizes:
-        raise UserError(
+        raise DataError(
             f"None of the images looked at in {images.name} can be read; `mimkit data check {images.name}` says why."
         )
-    heights, widths = zip(*sorted(sizes), strict=True)
+    heights, widths = zip(*sizes, strict=True)
     middle = len(sizes) // 2
     return sorted(heights)[middle], sorted(widths)[middle], max(channels, key=channels.count)
 

@@ -18,7 +18,7 @@ import torch
 
 from mimkit.analysis import cost
 from mimkit.data.batch import Batch
-from mimkit.data.loader import TrainData, train_batches
+from mimkit.data.loader import TrainData, check_batch, train_batches
 from mimkit.data.sampling import steps_per_epoch
 from mimkit.data.sources import Source
 from mimkit.engine import devices, processes, run_folder, schedule
@@ -26,28 +26,31 @@ from mimkit.engine.command import resume_command
 from mimkit.engine.loop import fit
 from mimkit.engine.options import About, FitOptions
 from mimkit.engine.processes import Processes
+from mimkit.engine.recovery import check_images
 from mimkit.engine.trainable import Evaluator
 from mimkit.errors import UserError
 from mimkit.methods.base import Method
 from mimkit.recipes import build, load
 from mimkit.recipes.schema import Recipe
 from mimkit.tasks import Task
+from mimkit.verbs.files import writing
 
 log = logging.getLogger(__name__)
 
-RESUMABLE = (  # what may differ when a run is resumed: nothing here changes what is learned, but for train.epochs
+RESUMABLE = {  # what may differ when a run is resumed: nothing here changes what is learned, but for train.epochs
     "about",
     "data.bad_share",
     "data.path",
     "data.val",
     "data.workers",
-    "log.",
+    "log",
     "train.checkpoint_every",
     "train.device",
     "train.epochs",
     "train.keep",
+    "train.micro_batch",
     "train.run",
-)
+}
 
 
 @dataclass(frozen=True)
@@ -85,16 +88,25 @@ def is_run(source: str | Path) -> bool:
 
 
 def check_source(source: str | Path, recipe: Recipe, verb: str, resume: bool) -> None:
-    """Raise UserError where a run folder is given without `resume`, or something else with it."""
+    """Raise UserError where a run folder is given without `resume`, or with it a recipe that names none."""
     if is_run(source) and not resume:
         raise UserError(
             f"{source} already holds a run; go on with `{resume_command(Path(source))}`, or start another with its "
             f"recipe: `mimkit {verb} {Path(source) / load.RUN_RECIPE} train.run=NAME`."
         )
     if resume and recipe.train.run is None:
-        raise UserError(
-            f"{source} is no run folder, so there is nothing to resume; name the run: runs/NAME --resume."
-        )
+        raise UserError(_no_run(source))
+
+
+def check_resumed(source: str | Path, overrides: Sequence[str], resume: bool) -> None:
+    """Raise UserError where `resume` is asked of a folder that holds no run, before it is looked at as images."""
+    recipe = str(source) in load.names() or Path(source).suffix in (".yaml", ".yml")
+    if resume and not (recipe or is_run(source) or any(text.startswith("train.run=") for text in overrides)):
+        raise UserError(_no_run(source))
+
+
+def _no_run(source: str | Path) -> str:
+    return f"{source} is no run folder, so there is nothing to resume; name the run: runs/NAME --resume."
 
 
 @contextmanager
@@ -129,6 +141,7 @@ def options_of(recipe: Recipe, images: int, place: Place) -> FitOptions:
     train, micro = recipe.train, recipe.train.micro_batch
     assert micro is not None, "settle_batch comes first"
     per_epoch = steps_per_epoch(images * recipe.data.repeats, train.batch_size)
+    check_batch(images, train.batch_size, micro, place.here.world, recipe.data.repeats)
     course = schedule.Schedule(
         recipe.optimiser.lr or schedule.peak_lr(recipe.optimiser.base_lr, train.batch_size),
         train.epochs,
@@ -169,8 +182,8 @@ def train(
     data: what the loader draws from `images`. extra: what every checkpoint says of itself besides the statistics.
     """
     here, folder = place.here, place.folder
+    here.from_first(lambda: _keep_recipe(recipe, images, folder))
     if here.first:
-        (folder / load.RUN_RECIPE).write_text(load.dump(recipe), encoding="utf-8")
         _announce(recipe, model, images, options, place)
     if recipe.train.compile:
         model.compile()
@@ -191,6 +204,13 @@ def train(
     return Outcome(folder, outcome.state.step, row, "")
 
 
+def _keep_recipe(recipe: Recipe, images: Source, folder: Path) -> None:
+    """Write the settled recipe, unless a run is there that could not go on with it: then its own stays."""
+    check_images(folder, images.digest())
+    with writing(folder / load.RUN_RECIPE) as file:
+        file.write(load.dump(recipe))
+
+
 def _name_run(recipe: Recipe, here: Processes) -> tuple[Recipe, Path]:
     """The run folder, the same for all processes: the recipe's, or runs/<recipe>-<time>."""
     named = here.from_first(
@@ -206,13 +226,13 @@ def _check_resumed(folder: Path, wanted: Recipe) -> Recipe:
     changed = [
         f"{key}: {old} -> {new}"
         for key, old, new in load.difference(saved, wanted)
-        if not key.startswith(RESUMABLE)
+        if RESUMABLE.isdisjoint((key, key.partition(".")[0]))
     ]
     if changed:
         raise UserError(
             f"The run in {folder} was made with another recipe ({'; '.join(changed)}); resume it without these "
             f"changes, or start another run with encoder.init={folder}. Only these may change: "
-            f"{', '.join(name.rstrip('.') for name in RESUMABLE)}."
+            f"{', '.join(sorted(RESUMABLE))}."
         )
     if wanted.train.epochs != saved.train.epochs:
         log.warning(
@@ -278,7 +298,7 @@ def _announce(
         log.info("lr %s as the recipe gives it", schedule.short(recipe.optimiser.lr))
     if recipe.schedule.warmup_epochs >= recipe.train.epochs:
         log.warning(
-            "The warm-up of %g epochs is as long as the run of %d: the learning rate never peaks; shorten it "
+            "The warm-up of %g epochs is not shorter than the run of %d: the learning rate never peaks; shorten it "
             "with schedule.warmup_epochs=.",
             recipe.schedule.warmup_epochs,
             recipe.train.epochs,
