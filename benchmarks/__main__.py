@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import imports, mae_step, optimiser, pipeline
+from benchmarks import embedding, finetune_step, imports, mae_step, onnx_program, optimiser, pipeline
 from benchmarks.pairs import Aim, Benchmark, Options, Row
 from mimkit.errors import nearest
 
@@ -16,6 +16,9 @@ BENCHMARKS: dict[str, Benchmark] = {
     **mae_step.BENCHMARKS,
     **optimiser.BENCHMARKS,
     **pipeline.BENCHMARKS,
+    **finetune_step.BENCHMARKS,
+    **embedding.BENCHMARKS,
+    **onnx_program.BENCHMARKS,
     **imports.BENCHMARKS,
 }
 

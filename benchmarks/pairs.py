@@ -98,7 +98,8 @@ class Contender:
     def __init__(self, make: Make, options: Options) -> None:
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, make, options), daemon=True)
+        # no daemon, which could have no loader processes of its own; it ends when its pipe does
+        self._process = context.Process(target=_serve, args=(theirs, make, options))
         self._process.start()
         theirs.close()
 
@@ -145,6 +146,8 @@ def _serve(pipe: Connection, make: Make, options: Options) -> None:
         while True:
             metric = pipe.recv()
             pipe.send(("done", _memory_peak(cuda) - built if metric is None else _timed(laps[metric], wait)))
+    except EOFError:
+        return  # nobody asks any more
     except Exception:
         pipe.send(("failed", traceback.format_exc()))
 

@@ -151,18 +151,37 @@ def replace_between(page: Path, name: str, text: str) -> None:
 
 
 def benchmark_table(rows: list[dict]) -> str:
-    """The rows of `python -m benchmarks --json` as Markdown."""
-    lines = ["| name | metric | ours | theirs | unit | ratio | settings |", "| --- " * 7 + "|"]
+    """The rows of `python -m benchmarks --json` as Markdown, and below the table a line of settings for each name."""
+    lines = ["| name | metric | ours | theirs | unit | ratio |", "| --- " * 6 + "|"]
     for row in rows:
-        settings = row["settings"]
-        said = (
-            ", ".join(f"{k} {v}" for k, v in settings.items())
-            if isinstance(settings, dict)
-            else str(settings)
-        )
         numbers = f"{row['ours']:.4g} | {row['theirs']:.4g} | {row['unit']} | **{row['ratio']:.2f}**"
-        lines.append(f"| `{row['name']}` | {row['metric']} | {numbers} | {said} |")
-    return "\n".join(lines) + "\n"
+        lines.append(f"| `{row['name']}` | {row['metric']} | {numbers} |")
+    names = list(dict.fromkeys(row["name"] for row in rows))
+    said = [f"- `{name}`: {settings_of([r for r in rows if r['name'] == name])}" for name in names]
+    return (
+        "\n".join([*lines, "", "Settings, and the ratio of CPU times beside that of the clock:", "", *said])
+        + "\n"
+    )
+
+
+def settings_of(rows: list[dict]) -> str:
+    """What all rows of a benchmark share, then what each metric has of its own."""
+    shared = dict(rows[0]["settings"].items())
+    for row in rows[1:]:
+        shared = {key: value for key, value in shared.items() if row["settings"].get(key) == value}
+    parts = [plain(shared)] if shared else []
+    for row in rows:
+        own = {key: value for key, value in row["settings"].items() if key not in shared}
+        if own:
+            parts.append(f"{row['metric']}: {plain(own)}")
+    return "; ".join(parts)
+
+
+def plain(settings: dict) -> str:
+    """`key value` in a line; what is off or usual is left out."""
+    usual = {"compiled": False, "device": "cpu"}
+    kept = {key: value for key, value in settings.items() if usual.get(key, ...) != value}
+    return ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in kept.items())
 
 
 if __name__ == "__main__":

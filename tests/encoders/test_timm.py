@@ -1,7 +1,9 @@
 """Any timm model as an encoder that gives features, behind the same contract."""
 
 import pytest
+import timm
 import torch
+from timm.optim import param_groups_layer_decay
 
 from mimkit import encoders
 from mimkit.encoders import Encoder
@@ -50,8 +52,6 @@ def test_what_it_cannot_do_is_refused_in_a_sentence() -> None:
         encoder(torch.zeros(1, 3, 48, 48))
     with pytest.raises(UserError, match="see padding"):
         encoder(torch.zeros(1, 3, 32, 32), sizes=torch.tensor([[32, 20]]))
-    with pytest.raises(UserError, match="Layer-wise"):
-        encoder.depth_of("model.cls_token")
 
 
 def test_unknown_models_and_tags_are_refused() -> None:
@@ -59,3 +59,41 @@ def test_unknown_models_and_tags_are_refused() -> None:
         encoders.build("timm:resnt50")
     with pytest.raises(UserError, match="Invalid pretrained tag"):
         encoders.build("timm:resnet50.nonsense")
+
+
+@pytest.mark.parametrize("name", [*MODELS, "efficientnet_b0", "vgg11"])
+def test_layers_for_learning_rates_are_those_of_timms_own_optimiser_groups(name: str) -> None:
+    whole = timm.create_model(name, num_classes=7)
+    scales = {
+        id(parameter): group["lr_scale"]
+        for group in param_groups_layer_decay(whole, layer_decay=0.5)
+        for parameter in group["params"]
+    }
+    theirs = {key: scales[id(parameter)] for key, parameter in whole.named_parameters()}
+    encoder = encoders.build(f"timm:{name}")
+    ours = {
+        key.removeprefix("model."): 0.5 ** (encoder.deepest - encoder.depth_of(key))
+        for key, _ in encoder.named_parameters()
+    }
+    assert min(ours.values()) == min(theirs.values()) < 0.1  # the stem
+    head = set(theirs) - set(ours)
+    assert {theirs[key] for key in head} == {1.0}
+    assert ours == {key: scale for key, scale in theirs.items() if key in ours}
+
+
+def test_a_model_that_states_no_order_of_layers_says_what_to_leave_out() -> None:
+    encoder = encoder_of("resnet10t", (64, 64))
+    encoder.model.group_matcher = None
+    with pytest.raises(UserError, match=r"ResNet states no order.*layer_decay=null"):
+        encoder.depth_of("model.conv1.weight")
+
+
+def test_drop_path_and_checkpointing_reach_timm_or_are_said_to_have_no_effect(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    options = {"drop_path": 0.2, "checkpointing": True}
+    vit = encoders.build("timm:vit_tiny_patch16_224", size=(32, 32), **options)
+    assert vit.model.blocks[-1].drop_path1.drop_prob == pytest.approx(0.2) and vit.model.grad_checkpointing
+    assert not caplog.records
+    encoders.build("timm:vgg11", **options)
+    assert "vgg11 has no drop path" in caplog.text and "no activation checkpointing" in caplog.text

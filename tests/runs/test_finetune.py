@@ -106,6 +106,29 @@ def test_a_linear_probe_trains_a_layer_alone_and_resumes(faces: Path, tmp_path: 
     assert rows(whole)[-1]["val/top1"] > 0.7
 
 
+def test_a_backbone_of_timm_is_fine_tuned_as_a_whole_and_in_part(faces: Path, tmp_path: Path) -> None:
+    words = (
+        "encoder.name=timm:resnet10t",
+        "encoder.patch=1",
+        "encoder.drop_path=0.1",
+        "optimiser.layer_decay=0.7",
+    )
+    for run, more in ((tmp_path / "whole", ()), (tmp_path / "part", ("task.blocks=1",))):
+        outcome = library.finetune(
+            "finetune_vit_tiny", list(arguments(faces, run, *words, *more, "train.epochs=1")[2:])
+        )
+        first, last = (library.load(run / f"checkpoints/step-{step}") for step in (0, outcome.steps))
+        assert first.task is not None and last.task is not None
+        before, after = first.task.state_dict(), last.task.state_dict()
+        changed = {
+            name.split(".")[2]
+            for name in before
+            if not torch.equal(before[name], after[name]) and "model" in name
+        }
+        assert changed == ({"layer4"} if more else {"conv1", "bn1", "layer1", "layer2", "layer3", "layer4"})
+        assert library.evaluate(run).numbers["images"] == 40
+
+
 def test_a_stopped_run_names_the_verb_that_goes_on(faces: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     process = start(*arguments(faces, run, "train.epochs=4000"))

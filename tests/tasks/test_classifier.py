@@ -20,6 +20,7 @@ from mimkit.data.loader import eval_batches
 from mimkit.data.mixing import Mixing, smooth_targets
 from mimkit.data.normalise import prepare
 from mimkit.data.sources import open_source
+from mimkit.encoders.timm import TimmEncoder
 from mimkit.encoders.vit import ViT
 from mimkit.engine import checkpoint
 from mimkit.engine.lars import LARS
@@ -120,6 +121,19 @@ def test_a_partial_fine_tuning_trains_the_last_blocks_norm_and_head(
 def test_a_number_of_blocks_that_cannot_be_is_refused(blocks: float) -> None:
     with pytest.raises(UserError, match="up to the encoder's 3"):
         Classifier(encoder_of(), CLASSES, blocks=blocks)
+
+
+def test_a_partial_fine_tuning_of_timms_models_trains_their_last_blocks_and_keeps_frozen_statistics() -> None:
+    encoder = encoders.build("timm:resnet18")
+    model = Classifier(encoder, CLASSES, blocks=2)
+    inside = trained(model.encoder)
+    assert {name.split(".")[1] for name in inside} == {"layer4"} and "model.layer4.0.conv1.weight" in inside
+    assert isinstance(encoder, TimmEncoder) and not encoder.model.bn1.training
+    assert encoder.model.layer4[0].bn1.training and model.head.training
+    with pytest.raises(UserError, match="no MLP half"):
+        Classifier(encoder, CLASSES, blocks=0.5)
+    half = Classifier(encoders.build("timm:vit_tiny_patch16_224", size=(32, 32)), CLASSES, blocks=0.5)
+    assert {name.split(".")[3] for name in trained(half.encoder)} == {"norm2", "mlp"}
 
 
 def test_a_probe_trains_its_linear_layer_alone_and_freezes_drop_path() -> None:

@@ -164,19 +164,4 @@ def test_a_plain_vit_of_timm_is_computed_like_a_run_and_other_models_by_timm(
     names = [made.recipe_of(start).encoder.name for start in made.starts]
     assert names == ["vit_tiny", "timm:resnet10t"] * 2
     decays = [made.recipe_of(start).optimiser.layer_decay for start in made.starts]
-    assert decays == [0.75, None] * 2
-
-
-def test_models_of_timm_are_fine_tuned_without_layer_decay(faces: Path, tmp_path: Path) -> None:
-    settings = [
-        f"data.path={faces}",
-        *SETTINGS,
-        "encoder.name=timm:resnet10t",
-        "encoder.patch=1",
-        "data.size=32",
-    ]
-    settings += ["data.shots=8", "train.batch_size=8", "train.epochs=1", f"train.run={tmp_path / 'run'}"]
-    with pytest.raises(UserError, match="layer_decay"):
-        mimkit.finetune(RECIPE, settings)
-    outcome = mimkit.finetune(RECIPE, [*settings, "optimiser.layer_decay=null"])
-    assert outcome.steps == 2 and mimkit.evaluate(outcome.run).numbers["images"] == 40
+    assert decays == [0.75] * 4

@@ -146,3 +146,22 @@ def test_float_labels_of_a_stack_are_named_as_such(tmp_path: Path) -> None:
     np.savez(tmp_path / "stack.npz", images=images, labels=labels)
     with pytest.raises((DataError, UserError), match="float64"):
         open_labelled(tmp_path / "stack.npz")
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_randaugment_on_more_than_8_bits_is_refused_before_anything_starts(bits: int, tmp_path: Path) -> None:
+    pixels = np.full((8, 8), 200, np.uint16 if bits == 16 else np.uint8)
+    for number in range(20):
+        folder = tmp_path / f"class-{number % 2}"
+        folder.mkdir(exist_ok=True)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+    (tmp_path / "class-0" / "0.png").write_bytes(b"damaged")
+    settings = [f"data.path={tmp_path}", "task.randaugment=rand-m9-mstd0.5-inc1"]
+    recipe = load.resolve("finetune_vit_tiny", settings)
+    if bits == 8:
+        assert len(labelled_sets(recipe).train.classes) == 2
+        return
+    with pytest.raises(UserError, match=r"8 bits, and 'class-0/.+' of .+ has 16; .+task\.randaugment=null"):
+        labelled_sets(recipe)
+    without = load.resolve("finetune_vit_tiny", [settings[0], "task.randaugment=null"])
+    assert labelled_sets(without).train.classes == ("class-0", "class-1")

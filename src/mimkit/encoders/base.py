@@ -115,10 +115,15 @@ class Encoder(nn.Module):
         raise NotImplementedError
 
     def depth_of(self, name: str) -> int:
-        """Layer of a parameter for layer-wise learning rates: 0 for what comes before the blocks .. depth + 1
-        behind.
+        """Layer of a parameter for layer-wise learning rates and partial fine-tuning: 0 for what comes before the
+        blocks .. `deepest` behind them.
         """
         raise NotImplementedError
+
+    @property
+    def deepest(self) -> int:
+        """What `depth_of` gives to what lies behind the blocks, and to heads on the encoder."""
+        return self.depth + 1
 
     def attentions(self) -> Iterator[AttentionSite]:
         """The attention modules, in order of computation."""

@@ -1,43 +1,74 @@
 """Any backbone of timm (Wightman 2019) as an encoder that gives features: it cannot hide cells.
 
-timm's own `forward_intermediates` does the work; the last feature map of each stride becomes a level.
+timm's own `forward_intermediates` does the work; the last feature map of each stride becomes a level. Layers for
+learning rates and for partial fine-tuning are those of timm's `group_matcher`, as its own optimisers use it.
 """
 
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import timm as library
-from torch import Tensor
+from timm.models import group_parameters
+from torch import Tensor, nn
 
 from mimkit.encoders.base import AttentionSite, Encoder, Features, Level
 from mimkit.errors import UserError, nearest
 from mimkit.masks import Mask
 
+log = logging.getLogger(__name__)
+
+HEAD = "mimkit_head"  # a name that no group of timm's claims, as those of heads are
+
 
 def build(
-    name: str, channels: int = 3, size: Sequence[int] | None = None, pretrained: bool = False
+    name: str,
+    channels: int = 3,
+    size: Sequence[int] | None = None,
+    pretrained: bool = False,
+    drop_path: float = 0.0,
+    checkpointing: bool = False,
 ) -> "TimmEncoder":
     """timm's model `name` for images of `channels`; `size` (h, w) sets the grid of models that fix one.
 
-    pretrained: timm's published weights, downloaded. Raises UserError for unknown names and models without features.
+    pretrained: timm's published weights, downloaded. drop_path, checkpointing: where the model has them, else a
+    warning. Raises UserError for unknown names and models without features.
     """
     bare = name.partition(".")[0]
     if not library.is_model(bare):
         raise UserError(f"timm has no model {name!r}.{nearest(bare, library.list_models())}")
     options: dict[str, Any] = {"in_chans": channels, "num_classes": 0, "pretrained": pretrained}
+    wishes: dict[str, Any] = {"drop_path_rate": drop_path} if drop_path else {}
+    if size is not None:
+        wishes["img_size"] = tuple(size)
     try:
-        return TimmEncoder(_create(name, size, options), channels)
+        model = _create(name, options, wishes)
     except RuntimeError as error:  # unknown tag, no published weights
         raise UserError(f"timm cannot build {name!r}: {error}") from error
+    if checkpointing:
+        _checkpoint(model, name)
+    return TimmEncoder(model, channels)
 
 
-def _create(name: str, size: Sequence[int] | None, options: dict[str, Any]) -> Any:
-    if size is not None:
-        try:
-            return library.create_model(name, img_size=tuple(size), **options)
-        except TypeError:  # convolutional networks take any size and no such argument
-            pass
-    return library.create_model(name, **options)
+def _create(name: str, options: dict[str, Any], wishes: dict[str, Any]) -> Any:
+    """The model with the `wishes` that its family knows: convolutional networks take any size and no such argument."""
+    try:
+        return library.create_model(name, **options, **wishes)
+    except TypeError as error:
+        refused = next((wish for wish in wishes if f"'{wish}'" in str(error)), None)
+        if refused is None:
+            raise
+        if refused == "drop_path_rate":
+            log.warning("timm's %s has no drop path; encoder.drop_path has no effect.", name)
+        return _create(name, options, {wish: value for wish, value in wishes.items() if wish != refused})
+
+
+def _checkpoint(model: Any, name: str) -> None:
+    try:
+        model.set_grad_checkpointing(True)
+    except (AttributeError, AssertionError):  # no such method; one that refuses
+        log.warning("timm's %s has no activation checkpointing; encoder.checkpointing has no effect.", name)
 
 
 class TimmEncoder(Encoder):
@@ -93,13 +124,42 @@ class TimmEncoder(Encoder):
         return Features(tuple(made[i].levels[0] for i in self.picked), None, last.prefix, each)
 
     def depth_of(self, name: str) -> int:
-        """timm groups parameters by its own matcher; layer-wise rates are not offered for foreign models."""
-        raise UserError(
-            "Layer-wise learning rates are not defined for timm's models; leave optimiser.layer_decay out."
-        )
+        """Layer of a parameter in timm's own order: 0 the stem, the blocks one by one, `deepest` what no group holds.
+
+        A last norm belongs to the last block there. Raises UserError for models that state no order.
+        """
+        return self._depths.get(name.removeprefix("model."), self.deepest)
+
+    @property
+    def deepest(self) -> int:
+        """The layer of timm's own head."""
+        return self._depths[HEAD]
+
+    @cached_property
+    def _depths(self) -> Mapping[str, int]:
+        """Parameter -> layer, and HEAD -> that of a head."""
+        matcher = getattr(self.model, "group_matcher", None)
+        if matcher is None:
+            raise UserError(
+                f"timm's {type(self.model).__name__} states no order of its layers, which layer-wise learning rates "
+                "and partial fine-tuning need; use optimiser.layer_decay=null and leave task.blocks out."
+            )
+        named: Any = _WithHead(self.model)
+        return group_parameters(named, matcher(coarse=False), reverse=True)
 
     def attentions(self) -> Iterator[AttentionSite]:
         return attention_sites(self.model)
+
+
+class _WithHead:
+    """The parameters of a model and one more, that of a head, as timm's grouping reads them."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+
+    def named_parameters(self) -> Iterator[tuple[str, object]]:
+        yield from self.model.named_parameters()
+        yield HEAD, None
 
 
 def attention_sites(model: Any) -> Iterator[AttentionSite]:

@@ -63,8 +63,10 @@ def encoder(recipe: Recipe) -> Encoder:
     """The backbone of `recipe` with random weights; `recipe.data.channels` must be settled."""
     part = recipe.encoder
     options = {"channels": recipe.data.channels, "size": recipe.data.size}
-    if not part.name.startswith("timm:"):
-        options |= part.model_dump(exclude={"name", "init"})
+    foreign = part.name.startswith("timm:")
+    options |= part.model_dump(
+        include={"drop_path", "checkpointing"} if foreign else None, exclude={"name", "init"}
+    )
     return encoders.build(part.name, **options)
 
 
@@ -118,11 +120,10 @@ def optimiser(recipe: Recipe, model: Method | Task) -> torch.optim.Optimizer:
         if part.layer_decay is None:
             return 0  # all alike, for encoders too that know no layers
         inner = name.removeprefix("encoder.")
-        return encoder.depth_of(inner) if inner != name else encoder.depth + 1
+        return encoder.depth_of(inner) if inner != name else encoder.deepest
 
-    groups = layer_decay_groups(
-        model, part.weight_decay, part.layer_decay or 1.0, depth_of, encoder.depth + 1
-    )
+    layers = 0 if part.layer_decay is None else encoder.deepest
+    groups = layer_decay_groups(model, part.weight_decay, part.layer_decay or 1.0, depth_of, layers)
     return adamw(groups, part.betas, part.eps)
 
 

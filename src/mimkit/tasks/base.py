@@ -81,7 +81,7 @@ class Task(nn.Module, ABC, Generic[P]):
     @property
     def layers(self) -> int:
         """The deepest layer of `depth_of`: that of the head."""
-        return self.encoder.depth + 1
+        return self.encoder.deepest
 
     def depth_of(self, name: str) -> int:
         """Layer of a parameter for layer-wise learning rates: the encoder's own, `layers` for neck and head."""

@@ -118,10 +118,15 @@ class Classifier(Task[ClassPredictions]):
         return plots.contact_sheet(images, said)
 
     def train(self, mode: bool = True) -> "Classifier":
-        """A probe's encoder stays in evaluation mode: only the batch norm of the head behaves differently."""
+        """A probe's encoder stays in evaluation mode, and so do batch norms whose weights are frozen: what does not
+        train keeps its statistics.
+        """
         super().train(mode)
         if self.probe:
             self.encoder.eval()
+        for module in self.encoder.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and not _trains(module):
+                module.eval()
         return self
 
 
@@ -161,18 +166,31 @@ def train_last(encoder: Encoder, blocks: float | None, norm: bool = True) -> Non
     0.5 stands for the MLP half of a block with the norm before it. norm: what lies behind the blocks trains too.
     Raises UserError unless `blocks` is a multiple of 0.5 between 0 and the depth.
     """
-    if blocks is not None and not (0 <= blocks <= encoder.depth and blocks * 2 == int(blocks * 2)):
-        raise UserError(
-            f"{blocks:g} trained blocks: give 0, 0.5, 1, 1.5 ... up to the encoder's {encoder.depth}, or leave it out."
-        )
     if blocks is None or (blocks == 0 and not norm):
         encoder.requires_grad_(blocks is None)
         return
-    first = encoder.depth - int(blocks) + 1  # the first layer that trains as a whole; layers count from 1
+    most = encoder.deepest - 1
+    if not (0 <= blocks <= most and blocks * 2 == int(blocks * 2)):
+        raise UserError(
+            f"{blocks:g} trained blocks: give 0, 0.5, 1, 1.5 ... up to the encoder's {most}, or leave it out."
+        )
+    first = encoder.deepest - int(blocks)  # the first layer that trains as a whole
+    layers = {name: encoder.depth_of(name) for name, _ in encoder.named_parameters()}
+    halved = {
+        name for name in layers if blocks % 1 and layers[name] == first - 1 and SECOND_HALF.search(name)
+    }
+    if blocks % 1 and not halved:
+        raise UserError(
+            f"{blocks:g} trained blocks: the blocks of this encoder have no MLP half; give a whole number up to {most}."
+        )
     for name, parameter in encoder.named_parameters():
-        layer = encoder.depth_of(name)
-        half = bool(blocks % 1) and layer == first - 1 and SECOND_HALF.search(name) is not None
-        parameter.requires_grad_(layer >= first or half)
+        parameter.requires_grad_(layers[name] >= first or name in halved)
+
+
+def _trains(module: nn.Module) -> bool:
+    """Whether a parameter of it trains, or it has none."""
+    parameters = list(module.parameters())
+    return not parameters or any(parameter.requires_grad for parameter in parameters)
 
 
 def _precise(x: Tensor) -> Tensor:

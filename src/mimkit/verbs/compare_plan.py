@@ -45,8 +45,6 @@ class Start:
         """What of a training recipe belongs to these weights, as overrides."""
         values = {key: _value(self.model, key) for key in ("encoder.name", *OF_THE_WEIGHTS)}
         own = [says(key, value) for key, value in values.items() if value is not None]
-        if self.model.encoder.name.startswith(TIMM):
-            own.append("optimiser.layer_decay=null")  # their layers have no order that is known here
         return own if self.init is None else [*own, f"encoder.init={self.init}"]
 
     @property

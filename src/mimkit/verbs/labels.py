@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from mimkit.data.classes import counts_of, labels_of, part_of, renumbered, share_of, shots_of, unequal
+from mimkit.data.labelled import check_depth
 from mimkit.data.sources import Source, open_source
 from mimkit.errors import DataError, UserError
 from mimkit.recipes.schema import Recipe
@@ -44,7 +45,8 @@ def open_labelled(path: str | Path) -> Source:
 def labelled_sets(recipe: Recipe) -> LabelledSets:
     """The images of `recipe`, parted; in its log, what was done and whether the classes are of very different size.
 
-    Raises UserError where no images are named and where the held-out ones have classes that the others lack.
+    Raises UserError where no images are named, where the held-out ones have classes that the others lack, and where
+    the recipe's augmentation cannot take such pictures.
     """
     data = recipe.data
     if data.path is None:
@@ -63,6 +65,8 @@ def labelled_sets(recipe: Recipe) -> LabelledSets:
             everything.name,
             data.val_share,
         )
+    if recipe.tuning.randaugment is not None:
+        check_depth(everything)
     train = few_labels(train, recipe)
     _warn_of_unequal(train, recipe)
     return LabelledSets(train, val)
