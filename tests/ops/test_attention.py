@@ -124,3 +124,43 @@ def test_samples_that_are_dropped_need_not_be_computed(rate: float, last: int | 
         results.append([out, *(parameter.grad for parameter in block.parameters())])
     for got, want in zip(*results, strict=True):
         torch.testing.assert_close(got, want)
+
+
+def test_a_bias_is_added_to_the_scaled_scores_and_shows_in_the_probabilities() -> None:
+    attention, x = attention_of(), tokens()
+    bias = torch.randn(1, 3, 10, 10, dtype=torch.float64)
+    q, k, v = attention._heads(attention.qkv(x), 3)
+    shares = (q @ k.mT / 8**0.5 + bias).softmax(-1)
+    assert torch.allclose(attention(x, bias=bias), attention.proj((shares @ v).transpose(1, 2).flatten(2)))
+    seen = torch.cat(list(attention.probabilities(x, bias=bias, chunk=4)), 2)
+    assert torch.allclose(seen, shares)
+
+
+def test_a_bias_may_depend_on_the_queries_before_they_are_scaled() -> None:
+    attention, x = attention_of(), tokens()
+    q, _, _ = attention._heads(attention.qkv(x), 3)
+    made = q.sum(-1, keepdim=True).expand(-1, -1, -1, 10) * torch.linspace(-1, 1, 10, dtype=torch.float64)
+    later = attention(x, bias=lambda q: q.sum(-1, keepdim=True) * torch.linspace(-1, 1, 10).to(q))
+    assert torch.allclose(later, attention(x, bias=made))
+
+
+@pytest.mark.parametrize("boolean", [True, False])
+def test_a_bias_and_a_mask_of_keys_act_together(boolean: bool) -> None:
+    attention, x = attention_of(), tokens()
+    allowed = torch.ones(2, 10, dtype=torch.bool)
+    allowed[0, 7:] = False
+    bias = torch.randn(1, 3, 10, 10, dtype=torch.float64)
+    if boolean:
+        bias = (bias > 0) | torch.eye(10, dtype=torch.bool)
+    shown = torch.cat(list(attention.probabilities(x, None, allowed, bias)), 2)
+    assert torch.all(shown[0, :, :, 7:] == 0) and torch.all((shown > 0)[1] == (bias[0] if boolean else True))
+    _, _, v = attention._heads(attention.qkv(x), 3)
+    assert torch.allclose(
+        attention(x, None, allowed, bias), attention.proj((shown @ v).transpose(1, 2).flatten(2))
+    )
+
+
+def test_the_last_queries_alone_have_the_same_probabilities() -> None:
+    attention, x = attention_of(), tokens()
+    whole = torch.cat(list(attention.probabilities(x)), 2)
+    assert torch.allclose(torch.cat(list(attention.probabilities(x, last=3)), 2), whole[:, :, -3:])

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mimkit.ops import windows
+
 Pair = tuple[int, int]
 BLANK = -1  # row of a padded position
 
@@ -90,23 +92,17 @@ def windowed(
     rows, columns = (torch.arange(n) for n in grid)
     at = torch.stack(torch.meshgrid(rows, columns, indexing="ij"))  # (2, h, w)
     missing = [-n % size for n, size in zip(grid, window, strict=True)]
-    back = (-shift[0], -shift[1])
+    back = [-s for s in windows.settled(grid, window, shift)]
     if rolled_first:
         at = at.roll(back, (1, 2))
     at = F.pad(at, (0, missing[1], 0, missing[0]), value=BLANK)
     if not rolled_first:
         at = at.roll(back, (1, 2))
-    sides = [_came_round(length, s) for length, s in zip(at.shape[1:], shift, strict=True)]
-    region = 2 * sides[0][:, None] + sides[1]
-    y, x, region = (cut(part, window) for part in (at[0], at[1], region))  # (W, n)
+    region = windows.regions(grid, window, shift)  # (W, n)
+    y, x = cut(at[0], window), cut(at[1], window)
     points = torch.stack([y.double() * stride[0], x.double() * stride[1]], -1)  # (W, n, 2)
     apart = (points[:, :, None] - points[:, None]).norm(dim=-1)
     return Geometry(grid, stride, apart, y != BLANK, region)
-
-
-def _came_round(length: int, shift: int) -> Tensor:
-    """(length,) of the rolled axis: 1 where it holds what came round from the other side, else 0."""
-    return (torch.arange(length) >= length - shift).long()
 
 
 def cut(maps: Tensor, window: Pair) -> Tensor:

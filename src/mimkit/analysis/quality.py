@@ -15,6 +15,7 @@ import math
 from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -157,9 +158,9 @@ class Entropy:
 def _watch(site: AttentionSite, meter: Entropy) -> torch.utils.hooks.RemovableHandle:
     """Recompute the probabilities of `site` from what goes into it: fused attention never shows them."""
 
-    def look(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+    def look(module: nn.Module, arguments: tuple[Any, ...]) -> None:
         first = 0
-        for part in module.probabilities(arguments[0]):  # type: ignore[operator]
+        for part in module.probabilities(*arguments):  # type: ignore[operator]
             meter.add(part, first)
             first += part.shape[2]
 

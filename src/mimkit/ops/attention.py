@@ -7,6 +7,7 @@ them needs few rules. Attention runs through torch's fused kernel, but for short
 time.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -20,16 +21,37 @@ SHORT = (
 )
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
-    """softmax(q k' / sqrt(D)) v over (B, H, N, D): torch's fused kernel, or `ShortAttention` where that is faster.
+Bias = Tensor | Callable[[Tensor], Tensor]
+"""What is added to the scaled scores: broadcastable to (B, H, N, N), bool where a query may look at a key or float; or
+a function of the queries (B, H, N, D), before scaling, that gives it (`ops.relative.decomposed`)."""
+
+
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None, bias: Bias | None = None
+) -> Tensor:
+    """softmax(q k' / sqrt(D) + bias) v over (B, H, N, D): torch's fused kernel, or `ShortAttention` where that is
+    faster.
 
     key_mask: bool (B, N), false for keys that nobody may look at.
     """
+    added = _added(q, key_mask, bias)
     training = torch.is_grad_enabled() and q.requires_grad
-    if key_mask is None and training and q.is_cpu and q.dtype == torch.bfloat16 and k.shape[2] <= SHORT:
+    if added is None and training and q.is_cpu and q.dtype == torch.bfloat16 and k.shape[2] <= SHORT:
         return ShortAttention.apply(q, k, v)
-    allowed = None if key_mask is None else key_mask[:, None, None]
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=allowed)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=added)
+
+
+def _added(q: Tensor, key_mask: Tensor | None, bias: Bias | None) -> Tensor | None:
+    """Mask and bias as one: bool, or float in the type of q with -inf at what nobody may look at."""
+    added = bias(q) if callable(bias) else bias
+    if added is not None and added.dtype != torch.bool:
+        added = added.to(q.dtype)
+    if key_mask is None:
+        return added
+    allowed = key_mask[:, None, None]
+    if added is None:
+        return allowed
+    return added & allowed if added.dtype == torch.bool else added.masked_fill(~allowed, -math.inf)
 
 
 class ShortAttention(torch.autograd.Function):
@@ -80,10 +102,16 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, last: int | None = None, key_mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        last: int | None = None,
+        key_mask: Tensor | None = None,
+        bias: Bias | None = None,
+    ) -> Tensor:
         """(B, N, C) -> (B, N, C), or (B, last, C): the output of the last `last` tokens alone.
 
-        key_mask: bool (B, N), false for tokens that nobody may look at (padding).
+        key_mask: bool (B, N), false for tokens that nobody may look at (padding). bias: see `Bias`.
         """
         if last is None:
             q, k, v = self._heads(self.qkv(x), 3)
@@ -91,7 +119,7 @@ class Attention(nn.Module):
             width = x.shape[-1]
             (q,) = self._heads(F.linear(x[:, -last:], self.qkv.weight[:width], self.qkv.bias[:width]), 1)
             k, v = self._heads(F.linear(x, self.qkv.weight[width:], self.qkv.bias[width:]), 2)
-        y = attend(q, k, v, key_mask)  # (B, H, N, C / H)
+        y = attend(q, k, v, key_mask, bias)  # (B, H, N, C / H)
         return self.proj(y.transpose(1, 2).flatten(2))
 
     def _heads(self, projected: Tensor, parts: int) -> tuple[Tensor, ...]:
@@ -99,15 +127,28 @@ class Attention(nn.Module):
         batch, n, _ = projected.shape
         return projected.view(batch, n, parts, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
 
-    def probabilities(self, x: Tensor, chunk: int = 64) -> Iterator[Tensor]:
-        """Softmax of the scores of x (B, N, C), `chunk` queries at a time: (B, H, up to chunk, N) in float32 or
-        better.
+    def probabilities(
+        self,
+        x: Tensor,
+        last: int | None = None,
+        key_mask: Tensor | None = None,
+        bias: Bias | None = None,
+        chunk: int = 64,
+    ) -> Iterator[Tensor]:
+        """Softmax of the scores that `forward` makes of the same arguments, `chunk` queries at a time: (B, H, up to
+        chunk, N) in float32 or better.
         """
         q, k, _ = self._heads(self.qkv(x), 3)
         precise = torch.float64 if x.dtype == torch.float64 else torch.float32
-        q, k = q.to(precise) * q.shape[-1] ** -0.5, k.to(precise)
-        for part in q.split(chunk, dim=2):
-            yield (part @ k.transpose(-1, -2)).softmax(-1)
+        q, k = q.to(precise), k.to(precise)
+        q = q if last is None else q[:, :, -last:]
+        added = _added(q, key_mask, bias)
+        for first in range(0, q.shape[2], chunk):
+            scores = q[:, :, first : first + chunk] * q.shape[-1] ** -0.5 @ k.mT
+            if added is not None:
+                rows = added if added.shape[-2] == 1 else added[..., first : first + chunk, :]
+                scores = scores.masked_fill(~rows, -math.inf) if rows.dtype == torch.bool else scores + rows
+            yield scores.softmax(-1)
 
 
 class Mlp(nn.Module):
