@@ -282,3 +282,25 @@ def at_ratio(masker: Masker, ratio: float) -> Masker:
     if isinstance(masker, RandomMasker | BlockMasker):
         return replace(masker, ratio=ratio)
     raise UserError("Grid masking hides three cells of four and knows no other ratio; leave the ratio out.")
+
+
+def avg_distance(hidden: np.ndarray, unit: Sequence[int] = (1, 1)) -> float:
+    """AvgDist of one mask, in pixels: the mean over hidden pixels of the distance to the nearest visible one, centre to
+    centre (Xie et al. 2023, section 3.1, figure 2).
+
+    hidden: bool (h, w), cells of `unit` pixels. NaN where nothing is hidden or nothing visible.
+    """
+    from scipy.ndimage import distance_transform_edt
+
+    pixels = np.asarray(hidden, dtype=bool).repeat(unit[0], 0).repeat(unit[1], 1)
+    if pixels.all() or not pixels.any():
+        return math.nan
+    return float(distance_transform_edt(pixels)[pixels].mean())
+
+
+def mean_avg_distance(masker: Masker, size: Sequence[int], samples: int = 20, seed: int = 0) -> float:
+    """AvgDist in pixels of what `masker` draws for images of `size` (h, w): the mean over `samples` masks."""
+    grid = tuple(-(-side // cell) for side, cell in zip(size, masker.unit, strict=True))
+    rng = np.random.default_rng(seed)
+    drawn = (masker(rng, grid).hidden[0].numpy() for _ in range(samples))
+    return float(np.mean([avg_distance(hidden, masker.unit) for hidden in drawn]))

@@ -79,6 +79,8 @@ class Case:
             array = getattr(fill, kind)(_seed(spec["seed"], index), shape)
         else:
             raise ValueError(f"{self.name}: input {name!r} is of an unknown kind {kind!r}")
+        array = array * spec["scale"] if "scale" in spec else array
+        array = array + spec["shift"] if "shift" in spec else array
         if "edit" not in spec:
             return array
         return edit(array) if edit else _assign(array, spec["edit"])
@@ -89,7 +91,8 @@ class Case:
 
     def said(self, output: str) -> str:
         """The sentence that describes an output."""
-        return self.spec["outputs"].get(output, "")
+        said = self.spec["outputs"].get(output, "")
+        return said["meaning"] if isinstance(said, dict) else said
 
 
 def pair(value: int | list[int]) -> tuple[int, int]:
@@ -141,7 +144,8 @@ def faults(case: Case, got: Outputs, dtype: torch.dtype) -> list[str]:
     """What differs from the case, one sentence an output; empty when it is served.
 
     The rule: |got - want| <= tolerance * max(1, max |want|), equal shapes, equal strings. Outputs that are undefined in
-    the published code (all NaN) are not compared.
+    the published code (all NaN) are not compared. What the case calls random, "check within 5 %", is compared so, entry
+    by entry.
     """
     kind = "float32" if dtype == torch.float32 else "float64"
     tolerance = float(case.spec["tolerance"][kind])
@@ -151,6 +155,9 @@ def faults(case: Case, got: Outputs, dtype: torch.dtype) -> list[str]:
             continue
         if name not in got:
             sentences.append(f"{name}: the adapter gives nothing for it")
+        elif share := re.search(r"check within ([\d.]+) %", case.said(name)):
+            if fault := _off_by_more(np.asarray(_to_numpy(got[name])), want, float(share[1]) / 100):
+                sentences.append(f"{name}: {fault}")
         elif fault := _difference(np.asarray(_to_numpy(got[name])), want, tolerance):
             sentences.append(f"{name}: {fault}")
     return sentences
@@ -158,6 +165,16 @@ def faults(case: Case, got: Outputs, dtype: torch.dtype) -> list[str]:
 
 def _to_numpy(value: Any) -> Any:
     return value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else value
+
+
+def _off_by_more(got: np.ndarray, want: np.ndarray, share: float) -> str:
+    """Each entry within `share` of its own size; undefined (NaN) in the same places."""
+    if got.shape != want.shape:
+        return f"the shape is {got.shape}, not {want.shape}"
+    if (np.isnan(got) != np.isnan(want)).any():
+        return "undefined (NaN) in other places"
+    worst = np.nanmax(np.abs(got - want) / np.maximum(np.abs(want), 1e-12))
+    return "" if worst <= share else f"off by {100 * worst:.1f} %, allowed {100 * share:g} %"
 
 
 def _difference(got: np.ndarray, want: np.ndarray, tolerance: float) -> str:

@@ -8,7 +8,15 @@ model (of mimkit, timm or transformers) and a loader of normalised images, and r
 from typing import Any
 
 FUNCTIONS = {
+    "attention_maps": "mimkit.analysis.maps",
     "attention_statistics": "mimkit.analysis.attention",
+    "cka": "mimkit.analysis.cka",
+    "dense_features": "mimkit.analysis.layers",
+    "kernel_statistics": "mimkit.analysis.kernels",
+    "layer_statistics": "mimkit.analysis.spectrum",
+    "merge_kernels": "mimkit.analysis.kernels",
+    "pca_rgb": "mimkit.analysis.pca",
+    "rollout": "mimkit.analysis.rollout",
 }
 
 __all__ = ["FUNCTIONS"]

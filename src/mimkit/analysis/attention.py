@@ -15,9 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mimkit.analysis.capture import listening
+from mimkit.analysis.capture import checked, listening
 from mimkit.analysis.frames import Frame, frame
-from mimkit.analysis.geometry import Geometry
 from mimkit.analysis.measures import Meter, per_head
 from mimkit.analysis.probe import frozen
 from mimkit.analysis.subjects import (
@@ -137,8 +136,8 @@ def attention_statistics(
     sites = attention_sites(model)
     if not sites:
         raise UserError(
-            f"{name} has no attention layers to look at; its depth-wise kernels can be read as attention "
-            "(kernel_statistics), and CKA and effective rank apply."
+            f"{name} has no attention layers that the analysis knows; depth-wise kernels can be read as attention "
+            "(kernel_statistics), and CKA and spectra apply to every model."
         )
     check_weights(model, name)
     feed = Feed(loader, images)
@@ -161,7 +160,7 @@ def _measure(
     meters: list[Meter] = []
 
     def take(place: int, scores: Iterator[Tensor]) -> None:
-        meters[place].add(_checked(scores, sites[place], meters[place].geometry))
+        meters[place].add(checked(scores, sites[place], meters[place].geometry.keys))
 
     with frozen(model), listening(sites, take):
         for images in feed:
@@ -172,18 +171,6 @@ def _measure(
                 ]
             run(images.to(device))
     return meters
-
-
-def _checked(scores: Iterator[Tensor], site: AttentionSite, geometry: Geometry) -> Iterator[Tensor]:
-    """The scores, unless they are of other tokens than the geometry says: then no distance would be true."""
-    for part in scores:
-        if part.shape[-1] != site.prefix + geometry.keys:
-            raise UserError(
-                f"{site.name!r} attends to {part.shape[-1]} tokens, but its grid of {geometry.grid} positions, "
-                f"window {site.window} and {site.prefix} prefix tokens make {site.prefix + geometry.keys}; "
-                "this layout is not known to the analysis."
-            )
-        yield part
 
 
 def _layer(name: str, site: AttentionSite, meter: Meter, order: np.ndarray) -> LayerAttention:

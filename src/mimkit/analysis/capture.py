@@ -33,7 +33,7 @@ def listening(sites: Sequence[AttentionSite], take: Take) -> Iterator[None]:
 
     Raises UserError where a module was run and its attention could not be seen.
     """
-    ear = _Ear(take)
+    ear = _Ear(take, [_heads(site.module) for site in sites])
     with ExitStack() as stack:
         for place, site in enumerate(sites):
             stack.callback(site.module.register_forward_pre_hook(ear.opens(place)).remove)
@@ -45,9 +45,9 @@ def listening(sites: Sequence[AttentionSite], take: Take) -> Iterator[None]:
 class _Ear(TorchFunctionMode):
     """Overhears torch's calls; `place` is the layer that runs, None between layers and once it was heard."""
 
-    def __init__(self, take: Take) -> None:
+    def __init__(self, take: Take, heads: Sequence[int]) -> None:
         super().__init__()
-        self.take = take
+        self.take, self.heads = take, heads
         self.place: int | None = None
 
     def __torch_function__(
@@ -55,10 +55,11 @@ class _Ear(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         if self.place is not None:
+            heads = self.heads[self.place]
             if func is F.scaled_dot_product_attention:
-                self._hand(fused_scores(*args, **kwargs))
-            elif func in SOFTMAX and args[0].ndim == 4:
-                self._hand(slices(args[0]))
+                self._hand(fused_scores(heads, *args, **kwargs))
+            elif func in SOFTMAX and args[0].ndim in (3, 4):
+                self._hand(slices(_by_head(args[0], heads)))
         return func(*args, **kwargs)
 
     def _hand(self, scores: Iterator[Tensor]) -> None:
@@ -94,6 +95,7 @@ def slices(scores: Tensor) -> Iterator[Tensor]:
 
 
 def fused_scores(
+    heads: int,
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -105,12 +107,35 @@ def fused_scores(
 ) -> Iterator[Tensor]:
     """The scores (B, H, q, N) that torch's fused attention computes from these arguments, a few queries at a time."""
     precise = torch.float64 if q.dtype == torch.float64 else torch.float32
-    q, k = q.detach().to(precise), k.detach().to(precise)
+    q, k = (_by_head(x.detach(), heads).to(precise) for x in (q, k))
     q = q * (q.shape[-1] ** -0.5 if scale is None else scale)
+    mask = _by_head(attn_mask, heads) if attn_mask is not None and attn_mask.ndim == 3 else attn_mask
     chunk = queries_at_once((*q.shape[:2], k.shape[2]))
     for first in range(0, q.shape[2], chunk):
         part = q[:, :, first : first + chunk] @ k.mT
-        if attn_mask is not None:
-            rows = attn_mask if attn_mask.shape[-2] == 1 else attn_mask[..., first : first + chunk, :]
+        if mask is not None:
+            rows = mask if mask.shape[-2] == 1 else mask[..., first : first + chunk, :]
             part = part.masked_fill(~rows, -math.inf) if rows.dtype == torch.bool else part + rows
+        yield part
+
+
+def _by_head(x: Tensor, heads: int) -> Tensor:
+    """(B * H, N, M), as some models call it, -> (B, H, N, M)."""
+    return x.unflatten(0, (-1, heads)) if x.ndim == 3 else x
+
+
+def _heads(module: Any) -> int:
+    """Heads of an attention module, by the names that libraries give the number."""
+    return int(getattr(module, "num_heads", getattr(module, "heads", 1)))
+
+
+def checked(scores: Iterator[Tensor], site: AttentionSite, keys: int) -> Iterator[Tensor]:
+    """The scores, unless they are over other tokens than prefix and `keys`: then no position would be true."""
+    for part in scores:
+        if part.shape[-1] != site.prefix + keys:
+            raise UserError(
+                f"{site.name!r} attends to {part.shape[-1]} tokens, but its geometry (window {site.window}, stride "
+                f"{site.stride}, {site.prefix} prefix tokens) makes {site.prefix + keys}; the analysis does not know "
+                "this layout."
+            )
         yield part

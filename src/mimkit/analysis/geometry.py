@@ -11,29 +11,33 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from mimkit.ops import windows
 
 Pair = tuple[int, int]
-BLANK = -1  # row of a padded position
+BLANK = -1  # place of a padded position
 
 
 @dataclass(frozen=True)
 class Geometry:
     """The tokens of one layer: W windows of n positions; a grid without windows is one window.
 
-    grid: positions of the feature map. stride: pixels per position. distance: (W, n, n) float64 pixels between centres.
-    inside: bool (W, n), false where a position is padding. region: (W, n) int64; a query may look at keys of its own
-    region (shifted windows are cut by a mask at the border).
+    grid: positions of the feature map. stride: pixels per position. index: (W, n) int64, place in the grid, row by row;
+    -1 for padding. distance: (W, n, n) float64 pixels between centres. region: (W, n) int64; a query may look at keys
+    of its own region (shifted windows are cut by a mask at the border).
     """
 
     grid: Pair
     stride: Pair
+    index: Tensor
     distance: Tensor
-    inside: Tensor
     region: Tensor
+
+    @property
+    def inside(self) -> Tensor:
+        """Bool (W, n): false where a position is padding."""
+        return self.index != BLANK
 
     @property
     def windows(self) -> int:
@@ -58,28 +62,35 @@ class Geometry:
 
 def distances(grid: Sequence[int], stride: Sequence[float] = (1, 1)) -> Tensor:
     """(N, N) Euclidean distances between the centres of the cells of `grid`, in pixels of `stride`; float64."""
-    rows, columns = (torch.arange(n, dtype=torch.float64) * s for n, s in zip(grid, stride, strict=True))
-    points = torch.cartesian_prod(rows, columns).view(-1, 2)  # (N, 2)
+    points = centres(grid, stride)
     return (points[:, None] - points[None]).norm(dim=-1)
 
 
-def uniform_distance(grid: Sequence[int], stride: Sequence[float] = (1, 1)) -> float:
-    """Mean distance over all ordered pairs of cells, themselves included: what attention that looks everywhere alike
-    has (closed form; O(cells)).
+def centres(grid: Sequence[int], stride: Sequence[float] = (1, 1)) -> Tensor:
+    """(N, 2) float64: row and column of the cells' centres in pixels, up to a common offset."""
+    rows, columns = (torch.arange(n, dtype=torch.float64) * s for n, s in zip(grid, stride, strict=True))
+    return torch.cartesian_prod(rows, columns).view(-1, 2)
+
+
+def uniform_distance(grid: Sequence[int], stride: Sequence[float] = (1, 1), with_self: bool = True) -> float:
+    """Mean distance over all ordered pairs of cells: what attention that looks everywhere alike has (closed form).
+
+    with_self: a cell and itself are a pair, too; without, a single cell has 0.
     """
     height, width = grid
     down, right = torch.arange(1 - height, height).double(), torch.arange(1 - width, width).double()
     pairs = torch.outer(height - down.abs(), width - right.abs())
     length = ((down[:, None] * stride[0]).square() + (right * stride[1]).square()).sqrt()
-    return float((pairs * length).sum()) / (height * width) ** 2
+    cells = height * width
+    return float((pairs * length).sum()) / (cells**2 if with_self else max(1, cells * (cells - 1)))
 
 
 @lru_cache(maxsize=64)
 def whole(grid: Pair, stride: Pair) -> Geometry:
     """Attention over the whole grid."""
     n = math.prod(grid)
-    zeros = torch.zeros(1, n, dtype=torch.int64)
-    return Geometry(grid, stride, distances(grid, stride)[None], zeros == 0, zeros)
+    places = torch.arange(n)[None]
+    return Geometry(grid, stride, places, distances(grid, stride)[None], torch.zeros_like(places))
 
 
 @lru_cache(maxsize=64)
@@ -89,23 +100,10 @@ def windowed(
     """Windows, row by row, of a grid that is padded at its right and lower edge and rolled by -shift (Liu et al. 2021);
     rolled_first: the other way round (timm).
     """
-    rows, columns = (torch.arange(n) for n in grid)
-    at = torch.stack(torch.meshgrid(rows, columns, indexing="ij"))  # (2, h, w)
-    missing = [-n % size for n, size in zip(grid, window, strict=True)]
-    back = [-s for s in windows.settled(grid, window, shift)]
+    numbers = torch.arange(1, 1 + math.prod(grid)).view(1, *grid, 1)  # padding becomes 0
     if rolled_first:
-        at = at.roll(back, (1, 2))
-    at = F.pad(at, (0, missing[1], 0, missing[0]), value=BLANK)
-    if not rolled_first:
-        at = at.roll(back, (1, 2))
-    region = windows.regions(grid, window, shift)  # (W, n)
-    y, x = cut(at[0], window), cut(at[1], window)
-    points = torch.stack([y.double() * stride[0], x.double() * stride[1]], -1)  # (W, n, 2)
+        numbers = numbers.roll((-shift[0], -shift[1]), (1, 2))
+    index = windows.partition(numbers, window, None if rolled_first else shift)[..., 0] - 1  # (W, n)
+    points = centres(grid, stride)[index.clamp_min(0)]  # (W, n, 2)
     apart = (points[:, :, None] - points[:, None]).norm(dim=-1)
-    return Geometry(grid, stride, apart, y != BLANK, region)
-
-
-def cut(maps: Tensor, window: Pair) -> Tensor:
-    """(h, w) -> (windows, positions), row by row."""
-    height, width = maps.shape[0] // window[0], maps.shape[1] // window[1]
-    return maps.view(height, window[0], width, window[1]).permute(0, 2, 1, 3).reshape(height * width, -1)
+    return Geometry(grid, stride, index, apart, windows.regions(grid, window, shift))

@@ -8,22 +8,25 @@ entropy (nats): of each patch's attention over the patches, then the mean over p
 for one.
 
 Prefix tokens (class token, registers) are left out of the entropy and rows are renormalised over the patches. Whole
-images, no mask. Everything streams: a batch, and of its attention a slice of queries, at a time, summed in float64.
+images, no mask. These are two numbers of the analysis suite (`attention`, `spectrum`), cheap enough to follow in a run.
 """
 
 import math
 from collections.abc import Iterable
-from contextlib import ExitStack
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from mimkit.analysis.capture import listening
+from mimkit.analysis.measures import Meter
 from mimkit.analysis.probe import frozen
+from mimkit.analysis.spectrum import Covariance
+from mimkit.analysis.subjects import geometry_of
 from mimkit.data.batch import Batch
-from mimkit.encoders.base import AttentionSite, Encoder
+from mimkit.encoders.base import Encoder
 from mimkit.errors import UserError
+from mimkit.ops.attention import Attention
 
 
 @dataclass(frozen=True)
@@ -58,22 +61,23 @@ def quality(encoder: Encoder, batches: Iterable[Batch], device: torch.device | s
     """
     covariance = Covariance()
     sites = [
-        site for site in encoder.attentions() if site.window is None and hasattr(site.module, "probabilities")
+        site for site in encoder.attentions() if site.window is None and isinstance(site.module, Attention)
     ]
-    meters = [Entropy(site.prefix) for site in sites]
-    with frozen(encoder), ExitStack() as stack:
-        for site, meter in zip(sites, meters, strict=True):
-            stack.callback(_watch(site, meter).remove)
+    meters: dict[int, Meter] = {}
+    with frozen(encoder), listening(sites, lambda place, scores: meters[place].add(scores)):
         for batch in batches:
+            for place, site in enumerate(sites):
+                if place not in meters:
+                    meters[place] = Meter(geometry_of(site, tuple(batch.images.shape[2:])), site.prefix)
             covariance.add(encoder(batch.images.to(device)).pooled("mean"))
     if covariance.count < 2:
         raise UserError(f"The effective rank needs at least two images; there {_were(covariance.count)}.")
     return Quality(
         covariance.count,
         covariance.effective_rank(),
-        tuple(tuple(meter.mean().tolist()) for meter in meters),
-        math.log(meters[0].keys) if meters else None,
-        tuple(meter.mass / meter.rows for meter in meters),
+        tuple(tuple(meter.mean("entropy").tolist()) for meter in meters.values()),
+        math.log(meters[0].geometry.keys) if meters else None,
+        tuple(float(meter.mean("mass").mean()) for meter in meters.values()),
     )
 
 
@@ -87,81 +91,3 @@ def measure(encoder: Encoder, images: Tensor, chunk: int = 32) -> dict[str, floa
 
 def _were(count: int) -> str:
     return "was one" if count else "were none"
-
-
-def effective_rank(features: Tensor) -> float:
-    """exp(entropy of the singular values of the centred features (n, C), normalised to sum 1), in float64."""
-    covariance = Covariance()
-    covariance.add(features)
-    return covariance.effective_rank()
-
-
-class Covariance:
-    """Count, mean and scatter of features that arrive in batches (Chan et al. 1983), in float64 on the CPU."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.mean = torch.zeros(0, dtype=torch.float64)
-        self.scatter = torch.zeros(0, 0, dtype=torch.float64)
-
-    def add(self, features: Tensor) -> None:
-        """features: (B, C)."""
-        x = features.detach().cpu().double()
-        mean = x.mean(0)
-        scatter = (x - mean).T @ (x - mean)
-        if not self.count:
-            self.count, self.mean, self.scatter = len(x), mean, scatter
-            return
-        total, shift = self.count + len(x), mean - self.mean
-        self.scatter += scatter + torch.outer(shift, shift) * (self.count * len(x) / total)
-        self.mean += shift * (len(x) / total)
-        self.count = total
-
-    def effective_rank(self) -> float:
-        """1 for features that are all alike. Singular values are the roots of the scatter's eigenvalues."""
-        values = torch.linalg.eigvalsh(self.scatter)
-        noise = torch.finfo(values.dtype).eps * len(values) * values.abs().max()
-        singular = torch.where(values > noise, values, 0.0).sqrt()
-        if not bool(singular.any()):
-            return 1.0
-        return math.exp(float(torch.special.entr(singular / singular.sum()).sum()))
-
-
-@dataclass
-class Entropy:
-    """Sums of the entropy of attention rows over patches. prefix: tokens in front that are no patches."""
-
-    prefix: int
-    rows: int = 0
-    keys: int = 0
-    mass: float = 0.0
-    total: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))
-
-    def add(self, probabilities: Tensor, first: int) -> None:
-        """probabilities: (B, H, q, N), rows of the queries first .. first + q; those of prefix tokens are left out."""
-        own = probabilities[:, :, max(0, self.prefix - first) :, self.prefix :]  # (B, H, q, patches)
-        if not own.shape[2]:
-            return
-        mass = own.sum(-1, keepdim=True)
-        entropy = torch.special.entr(own / mass.clamp_min(1e-30)).sum(-1)  # (B, H, q)
-        summed = entropy.sum((0, 2), dtype=torch.float64).cpu()
-        self.total = summed if not self.rows else self.total + summed
-        self.mass += float(mass.sum(dtype=torch.float64)) / own.shape[1]
-        self.rows += own.shape[0] * own.shape[2]
-        self.keys = own.shape[3]
-
-    def mean(self) -> Tensor:
-        """(H,) nats."""
-        return self.total / self.rows
-
-
-def _watch(site: AttentionSite, meter: Entropy) -> torch.utils.hooks.RemovableHandle:
-    """Recompute the probabilities of `site` from what goes into it: fused attention never shows them."""
-
-    def look(module: nn.Module, arguments: tuple[Any, ...]) -> None:
-        first = 0
-        for part in module.probabilities(*arguments):  # type: ignore[operator]
-            meter.add(part, first)
-            first += part.shape[2]
-
-    return site.module.register_forward_pre_hook(look)

@@ -5,7 +5,6 @@ from the number of tokens, so class tokens, registers and rectangular images com
 """
 
 import inspect
-import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -86,6 +85,21 @@ def forward_of(model: nn.Module) -> Callable[[Tensor], Any]:
     known = inspect.signature(model.forward).parameters
     extra = {"interpolate_pos_encoding": True} if "interpolate_pos_encoding" in known else {}
     return lambda images: model(pixel_values=images, **extra)
+
+
+def input_shape(model: Any) -> tuple[int, int, int]:
+    """(channels, height, width) of images that the model certainly takes."""
+    if is_transformers(model):
+        size = model.config.image_size
+        height, width = (size, size) if isinstance(size, int) else size
+        return int(model.config.num_channels), int(height), int(width)
+    foreign = getattr(model, "model", None) if isinstance(model, Encoder) else model
+    if foreign is not None and is_timm(foreign):
+        embed = getattr(foreign, "patch_embed", None)
+        height, width = getattr(embed, "img_size", None) or foreign.default_cfg["input_size"][1:]
+        stem = next(part for part in foreign.modules() if isinstance(part, nn.Conv2d))
+        return stem.in_channels, int(height), int(width)
+    return int(getattr(model, "channels", 3)), 224, 224
 
 
 def geometry_of(site: AttentionSite, size: tuple[int, ...]) -> Geometry:
@@ -173,8 +187,3 @@ def device_of(model: nn.Module) -> torch.device:
     """Where its first weight lies."""
     first = next(model.parameters(), None)
     return torch.device("cpu") if first is None else first.device
-
-
-def natural(name: str) -> list[Any]:
-    """Sort key that puts layer 10 behind layer 9."""
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]

@@ -9,7 +9,7 @@ import torch
 
 from ..runner import Case, Outputs
 
-MODULES = ("mae", "mae_parts", "classify", "classify_parts")
+MODULES = ("mae", "mae_parts", "classify", "classify_parts", "analysis", "analysis_swin")
 
 
 class Family(NamedTuple):
