@@ -10,13 +10,16 @@ from typing import Any
 FUNCTIONS = {
     "attention_maps": "mimkit.analysis.maps",
     "attention_statistics": "mimkit.analysis.attention",
-    "cka": "mimkit.analysis.cka",
+    "cka": "mimkit.analysis.similarity",
+    "compare": "mimkit.analysis.verdicts",
     "dense_features": "mimkit.analysis.layers",
     "kernel_statistics": "mimkit.analysis.kernels",
     "layer_statistics": "mimkit.analysis.spectrum",
+    "mask_advice": "mimkit.analysis.verdicts",
     "merge_kernels": "mimkit.analysis.kernels",
     "pca_rgb": "mimkit.analysis.pca",
-    "rollout": "mimkit.analysis.rollout",
+    "rollout": "mimkit.analysis.flow",
+    "sentences": "mimkit.analysis.verdicts",
 }
 
 __all__ = ["FUNCTIONS"]

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from mimkit.analysis.capture import checked, listening
+from mimkit.analysis.flow import rollout, rollout_map
 from mimkit.analysis.geometry import Geometry
 from mimkit.analysis.probe import frozen
-from mimkit.analysis.rollout import rollout, rollout_map
 from mimkit.analysis.subjects import (
     attention_sites,
     check_weights,
@@ -64,7 +64,7 @@ class AttentionMaps:
     layers: tuple[LayerMaps, ...]
 
     def rollout(self, heads: str = "mean") -> Tensor:
-        """(B, h, w), sums to 1: `rollout.rollout` over these layers. Raises UserError where their grids differ."""
+        """(B, h, w), sums to 1: `flow.rollout` over these layers. Raises UserError where their grids differ."""
         first = self.layers[0]
         rolled = rollout([layer.attention for layer in self.layers], heads)
         return rollout_map(rolled, first.prefix).unflatten(-1, first.grid)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mimkit.analysis import geometry, hsic, kernels, measures, pca, rollout, spectrum
+from mimkit.analysis import flow, geometry, hsic, kernels, measures, pca, spectrum
 from mimkit.masks import avg_distance
 
 from ..runner import Case, Outputs, pair
@@ -200,11 +200,11 @@ def drawn(patch: int, ratio: float, size: int = 192) -> tuple[float, int]:
 
 def rollout_family(case: Case, dtype: torch.dtype) -> Outputs:
     layers = list(case.tensor("logits", dtype).softmax(-1))
-    rolled = rollout.rollout(layers)
+    rolled = flow.rollout(layers)
     return {
         "mean": rolled,
-        "max": rollout.rollout(layers, "max"),
-        "cls_map": rollout.rollout_map(rolled, 1),
+        "max": flow.rollout(layers, "max"),
+        "cls_map": flow.rollout_map(rolled, 1),
     }
 
 
