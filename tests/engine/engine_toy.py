@@ -157,6 +157,13 @@ class Trouble:
         return batch
 
 
+def judge(module: nn.Module, step: int) -> dict[str, float]:
+    """What one process finds that calls the module alone."""
+    batch = ToyBatch(torch.stack([image(-1), image(-2)]), torch.tensor([-1, -2]))
+    with torch.no_grad():
+        return {"probe": float(step), "judged": module(batch).total.item()}
+
+
 def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("run", type=Path)
@@ -168,8 +175,8 @@ def main() -> int:
     try:
         with processes.start(torch.device("cpu")) as who:
             spoil = None if given.bad_steps is None else Trouble(given.bad_steps, who.rank)
-            judge = Evaluator("probe", 6, lambda _module, step: {"probe": float(step)})
-            train(given.run, who=who, resume=given.resume, spoil=spoil, evaluators=(judge,), **given.settings)
+            probe = Evaluator("probe", 6, judge)
+            train(given.run, who=who, resume=given.resume, spoil=spoil, evaluators=(probe,), **given.settings)
     except MimkitError as error:
         print(error, file=sys.stderr)
         return error.exit_code

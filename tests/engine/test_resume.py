@@ -126,9 +126,12 @@ def test_a_signal_lets_the_step_finish_saves_it_and_ends_with_code_130(tmp_path:
     assert losses(run) == losses(tmp_path / "whole")
 
 
-def test_two_processes_know_what_goes_wrong_in_one_and_stop_together_when_one_is_told(tmp_path: Path) -> None:
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_two_processes_know_what_goes_wrong_in_one_and_stop_together_when_one_is_told(
+    parallel: str, tmp_path: Path
+) -> None:
     run = tmp_path / "run"
-    settings = {"rollback_after": 2, "keep": 99, "slow": 0.05}
+    settings = {"rollback_after": 2, "keep": 99, "slow": 0.05, "parallel": parallel}
     processes = start_two(command(run, settings, "--bad-steps", "[3, 7, 8]"))
     wait_for_rows(run, 13)  # behind the rollback from step 8 to 5
     processes[1].send_signal(signal.SIGINT)

@@ -23,6 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from mimkit.engine import shards
 from mimkit.engine.command import resume_command
 from mimkit.engine.ema import MovingAverage
 from mimkit.engine.trainable import trainable_parameters
@@ -50,11 +51,11 @@ class Rollback:
 class State:
     """What a run is beyond its tensors; with them and the recipe it continues as if it had never stopped.
 
-    step: finished optimiser steps. seed, threads, micro_batch, accumulate, world, precision: what bit-identity
-    depends on. lr_factor: what rollbacks made of the learning rate. bad_steps: steps whose update was left out as not
-    finite; bad_in_a_row: how many of them came last. images, skipped_images: read, and replaced as unreadable.
-    recipe, data: digests. extra: what the caller wants to find again (channel statistics, kind of target, ...), as
-    JSON.
+    step: finished optimiser steps. seed, threads, micro_batch, accumulate, world, parallel, precision: what
+    bit-identity depends on. lr_factor: what rollbacks made of the learning rate. bad_steps: steps whose update was
+    left out as not finite; bad_in_a_row: how many of them came last. images, skipped_images: read, and replaced as
+    unreadable. recipe, data: digests. extra: what the caller wants to find again (channel statistics, kind of target,
+    ...), as JSON.
     """
 
     step: int = 0
@@ -63,6 +64,7 @@ class State:
     micro_batch: int = 0
     accumulate: int = 1
     world: int = 1
+    parallel: str = "ddp"
     precision: str = "fp32"
     lr_factor: float = 1.0
     bad_steps: tuple[int, ...] = ()
@@ -98,23 +100,40 @@ def save(
     optimiser: torch.optim.Optimizer | None = None,
     average: MovingAverage | None = None,
 ) -> Path:
-    """Write `run/checkpoints/step-N` as a whole or not at all; returns the folder.
+    """Write `run/checkpoints/step-N` from one process; see `write`."""
+    return write(run, state, tensors_of(module, optimiser, average))
 
-    Raises UserError when the disk is full or cannot be written; the checkpoints that were there are untouched.
+
+def tensors_of(
+    module: nn.Module,
+    optimiser: torch.optim.Optimizer | None = None,
+    average: MovingAverage | None = None,
+    keep: bool = True,
+) -> dict[str, dict[str, Tensor]]:
+    """What goes into each file of a checkpoint, whole. Where it is sharded all processes have to ask, and those
+    without `keep` get nothing of it.
     """
-    target = folder_of(run, state.step)
     files = {MODEL: module.state_dict()}
     if average is not None:
         files[EMA] = average.weights
     if optimiser is not None:
         files[OPTIMISER] = _optimiser_tensors(optimiser, module)
+    return {name: shards.gathered(tensors, keep) for name, tensors in files.items()}
 
-    def write(folder: Path) -> None:
+
+def write(run: Path, state: State, files: Mapping[str, Mapping[str, Tensor]]) -> Path:
+    """Write `run/checkpoints/step-N` as a whole or not at all; returns the folder.
+
+    Raises UserError when the disk is full or cannot be written; the checkpoints that were there are untouched.
+    """
+    target = folder_of(run, state.step)
+
+    def fill(folder: Path) -> None:
         written = {name: _write_tensors(folder / name, tensors) for name, tensors in files.items()}
         _write_json(folder / STATE, {**asdict(state), "files": written})
 
     try:
-        _write_whole(target, write)
+        _write_whole(target, fill)
     except (OSError, SafetensorError) as error:
         raise UserError(_cannot_save(run, target, error)) from error
     return target
@@ -132,7 +151,7 @@ def restore(
     """
     state = read_state(folder)
     try:
-        module.load_state_dict(read_tensors(folder, MODEL))
+        module.load_state_dict(_cut(read_tensors(folder, MODEL), module.state_dict()))
     except RuntimeError as error:
         raise DataError(
             f"{folder} was saved by another model than the one of this recipe: {_first_lines(error)}. "
@@ -141,7 +160,7 @@ def restore(
     if optimiser is not None:
         _restore_optimiser(optimiser, module, read_tensors(folder, OPTIMISER))
     if average is not None:
-        average.load(read_tensors(folder, EMA))
+        average.load(_cut(read_tensors(folder, EMA), average.weights))
     return state
 
 
@@ -314,7 +333,14 @@ def _restore_optimiser(
         home = torch.empty_like(parameter) if value.shape == parameter.shape else torch.empty_like(value)
         if kind == "step":  # the fused kernel wants the counter beside the weights
             home = torch.empty_like(value, device=parameter.device)
-        optimiser.state[parameter][kind] = home.copy_(value).detach()
+        optimiser.state[parameter][kind] = home.copy_(shards.cut(value, home)).detach()
+
+
+def _cut(values: Mapping[str, Tensor], homes: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Saved tensors, of those that this process holds a share of only the share."""
+    return {
+        name: shards.cut(value, homes[name]) if name in homes else value for name, value in values.items()
+    }
 
 
 def _write_json(path: Path, values: Mapping[str, Any]) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from mimkit.engine.shards import local
 from mimkit.errors import DataError
 
 
@@ -27,7 +28,7 @@ class MovingAverage:
         """Take a step towards the weights, of length zero where `finite` is False, without a look from the host."""
         share = finite.float() * (1.0 - self.decay)
         for name, average in self.weights.items():
-            average.lerp_(parameters[name].detach(), share)
+            local(average).lerp_(local(parameters[name].detach()), share)
 
     @torch.no_grad()
     def load(self, weights: Mapping[str, Tensor]) -> None:

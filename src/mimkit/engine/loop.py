@@ -31,10 +31,11 @@ from mimkit.engine.feed import Feed
 from mimkit.engine.memory import keep_freed_memory
 from mimkit.engine.optimiser import gradient_norms, set_lr, update
 from mimkit.engine.options import About, FitOptions, Outcome
-from mimkit.engine.processes import ALONE, Processes, Replica
+from mimkit.engine.processes import ALONE, Processes
 from mimkit.engine.progress import DataWatch, Progress
 from mimkit.engine.records import Records
 from mimkit.engine.recovery import continued, rollback_target, rolled_back, too_many_unreadable
+from mimkit.engine.replica import Replica
 from mimkit.engine.run_folder import already_there, log_file
 from mimkit.engine.steps import Numbers, Step, lateness, metrics_row, step_seed
 from mimkit.engine.stop import Stop
@@ -106,11 +107,11 @@ class Loop(Generic[B]):
         self.processes, self.progress, self.watch = processes, progress, DataWatch()
         for name in frozen_names(module):
             module.get_parameter(name).requires_grad_(False)
-        self.parameters = trainable_parameters(module)
-        self.device = next(iter(self.parameters.values())).device
+        self.device = next(iter(trainable_parameters(module).values())).device
         if self.device.type == "cpu":
             keep_freed_memory()
-        self.replica = Replica(module, processes)
+        self.replica = Replica(module, optimiser, processes, options.parallel)
+        self.parameters = trainable_parameters(module)  # shards, where it is sharded
         self.average = None if options.ema is None else MovingAverage(self.parameters, options.ema)
         self.pending: deque[Step] = deque()  # made, not yet read: on a GPU a few, on a CPU none
         self.saved_step = -1
@@ -121,6 +122,7 @@ class Loop(Generic[B]):
             micro_batch=options.micro_batch,
             accumulate=options.accumulate,
             world=processes.world,
+            parallel="fsdp" if self.replica.sharded else "ddp",
             precision=options.precision,
             recipe=about.recipe,
             data=about.data,
@@ -195,7 +197,7 @@ class Loop(Generic[B]):
         """Move the weights unless loss or gradient is not finite, which the device decides without telling the host."""
         sums = self.processes.sum(step.sums())
         replaced, means = sums[0], sums[1:] / (self.options.accumulate * self.processes.world)
-        norms = gradient_norms(self.parameters.values())
+        norms = self.replica.norms(gradient_norms(self.parameters.values()))
         norm = torch.linalg.vector_norm(norms)
         finite = torch.isfinite(norm) & torch.isfinite(means[0])
         set_lr(self.optimiser, step.lr)
@@ -214,16 +216,17 @@ class Loop(Generic[B]):
         if not due:
             return
 
-        def judge(together: bool) -> dict[str, float]:
+        def judge(module: nn.Module, together: bool) -> dict[str, float]:
             found: dict[str, float] = {}
             for evaluator in due:
                 if evaluator.together == together:
-                    found.update(evaluator.call(self.module, self.state.step))
+                    found.update(evaluator.call(module, self.state.step))
             return found
 
         self.module.eval()
-        shared = judge(together=True)
-        alone = self.processes.from_first(lambda: judge(together=False))
+        with self.replica.whole() as module:
+            shared = judge(module, together=True)
+            alone = self.processes.from_first(lambda: judge(module, together=False))
         self.pending[-1].extra.update({**shared, **alone})
         self.module.train()
 
@@ -247,15 +250,19 @@ class Loop(Generic[B]):
     def save(self) -> None:
         """Write a checkpoint of the settled state, once for each step."""
 
+        if self.saved_step == self.state.step:
+            return
+        first = self.processes.first
+        files = checkpoint.tensors_of(self.module, self.optimiser, self.average, keep=first)
+
         def write() -> None:
             assert self.records is not None
             self.records.sync()  # rows first: none behind a checkpoint may be missing
-            checkpoint.save(self.run, self.state, self.module, self.optimiser, self.average)
+            checkpoint.write(self.run, self.state, files)
             checkpoint.prune(self.run, self.options.keep)
 
-        if self.saved_step != self.state.step:
-            self.processes.from_first(write)
-            self.saved_step = self.state.step
+        self.processes.from_first(write)
+        self.saved_step = self.state.step
 
     def roll_back(self) -> None:
         """Go back to the last good checkpoint and on with half the rate; gives up after a few times."""
@@ -315,10 +322,11 @@ class Loop(Generic[B]):
     def _note_failure(self, step: Step, numbers: Numbers) -> None:
         """Write down which samples and which module, and for the first of a streak save what it takes to try again."""
         names = list(self.parameters)
-        failures = self.processes.gather(nonfinite.examine(step, self.module, self.prepare, self._autocast))
-        line = nonfinite.describe(step, numbers, failures, self.state.lr_factor, names)
-        if self.state.bad_in_a_row == 1:
-            line["saved"] = nonfinite.save(self.run, line, step, self.module, self.state.step, self.processes)
+        with self.replica.whole() as module:
+            failures = self.processes.gather(nonfinite.examine(step, module, self.prepare, self._autocast))
+            line = nonfinite.describe(step, numbers, failures, self.state.lr_factor, names)
+            if self.state.bad_in_a_row == 1:
+                line["saved"] = nonfinite.save(self.run, line, step, module, self.state.step, self.processes)
         if self.records is not None:
             self.records.failure(line)
         log.warning(nonfinite.sentence(line))

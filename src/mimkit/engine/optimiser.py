@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mimkit.engine.shards import local
 from mimkit.engine.trainable import trainable_parameters
 
 Group = dict[str, Any]
@@ -71,8 +72,10 @@ def set_lr(optimiser: torch.optim.Optimizer, lr: float) -> None:
 
 
 def gradient_norms(parameters: Iterable[nn.Parameter]) -> Tensor:
-    """(P,) the norm of each parameter's gradient, on the device, for those that have one."""
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    """(P,) the norm of each parameter's gradient, on the device, for those that have one; of this process's share of
+    it where it is sharded.
+    """
+    gradients = [local(parameter.grad) for parameter in parameters if parameter.grad is not None]
     return torch.stack(torch._foreach_norm(gradients))
 
 

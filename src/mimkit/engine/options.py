@@ -15,10 +15,11 @@ class FitOptions:
 
     schedule: learning rate and length. micro_batch: images that go through the model at once; accumulate:
     micro-batches of one process in an optimiser step. seed: of everything random in the model. precision: "fp32" or
-    "bf16". clip: largest gradient norm, None for none (MAE). ema: decay of the moving average of the weights, None
-    for none. checkpoint_every: steps; keep: checkpoints kept besides step 0. log_every: steps between plain lines.
-    rollback_after: non-finite steps in a row after which the run goes back; max_rollbacks: how often before it gives
-    up. bad_share: stop when more of the images than this cannot be read. writers: see engine.writers.
+    "bf16". parallel: "ddp" or "fsdp", how several processes share the work (engine.replica). clip: largest gradient
+    norm, None for none (MAE). ema: decay of the moving average of the weights, None for none. checkpoint_every:
+    steps; keep: checkpoints kept besides step 0. log_every: steps between plain lines. rollback_after: non-finite
+    steps in a row after which the run goes back; max_rollbacks: how often before it gives up. bad_share: stop when
+    more of the images than this cannot be read. writers: see engine.writers.
     """
 
     schedule: Schedule
@@ -26,6 +27,7 @@ class FitOptions:
     accumulate: int = 1
     seed: int = 0
     precision: str = "fp32"
+    parallel: str = "ddp"
     clip: float | None = None
     ema: float | None = None
     checkpoint_every: int = 500

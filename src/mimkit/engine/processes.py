@@ -2,23 +2,21 @@
 
 `torchrun` starts them and sets the environment; gloo carries gradients between CPUs, NCCL between GPUs. Flags and
 objects travel over a gloo group of their own, so that they never wait for a GPU. Each process trains on its own
-micro-batches and DDP averages the gradients; process 0 alone writes.
+micro-batches, DDP or FSDP averages the gradients (engine.replica), and process 0 alone writes.
 """
 
 import gc
 import os
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 
-from mimkit.engine.trainable import frozen_names
 from mimkit.errors import Interrupted
 
 T = TypeVar("T")
@@ -104,8 +102,9 @@ ALONE = Processes()
 def start(device: torch.device) -> Iterator[Processes]:
     """Join the processes that torchrun started (none: alone) and leave them in good order.
 
-    With DDP objects still alive when the group is destroyed, torch aborts at exit now and then; so they are collected
-    first, then all wait for each other, then the group goes. After an error nobody waits: the others may be gone.
+    With DDP or FSDP objects still alive when the group is destroyed, torch aborts at exit now and then; so they are
+    collected first, then all wait for each other, then the group goes. After an error nobody waits: the others may be
+    gone.
     """
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1:
@@ -130,33 +129,3 @@ def start(device: torch.device) -> Iterator[Processes]:
         if together:
             dist.barrier(group=side)
         dist.destroy_process_group()
-
-
-class Replica:
-    """The module as one process sees it: called through DDP when there are several, as it is when alone."""
-
-    def __init__(self, module: nn.Module, processes: Processes) -> None:
-        self.module = module
-        self._ddp: DistributedDataParallel | None = None
-        if processes.world > 1:
-            self._ddp = _wrap(module)
-
-    def __call__(self, batch: Any) -> Any:
-        return (self._ddp or self.module)(batch)
-
-    def gradients_stay(self, here: bool) -> AbstractContextManager[None]:
-        """While accumulating (`here`), gradients are not exchanged: only the last micro-batch of a step does it."""
-        return self._ddp.no_sync() if here and self._ddp is not None else nullcontext()
-
-    def close(self) -> None:
-        self._ddp = None
-
-
-def _wrap(module: nn.Module) -> DistributedDataParallel:
-    """DDP around the trained part; every process starts from the weights of process 0, teachers included."""
-    for tensor in module.state_dict().values():
-        dist.broadcast(tensor, src=0)
-    # buffers are tables that never change: to broadcast them with each forward pass would buy nothing
-    ignored = [*frozen_names(module), *(name for name, _ in module.named_buffers())]
-    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, ignored)
-    return DistributedDataParallel(module, gradient_as_bucket_view=True, init_sync=False)

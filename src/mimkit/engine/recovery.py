@@ -29,7 +29,7 @@ def continued(saved: State, here: State, run: Path) -> State:
             )
     changed = [
         f"{name} {getattr(saved, name)} -> {getattr(here, name)}"
-        for name in ("threads", "micro_batch", "world", "precision")
+        for name in ("threads", "micro_batch", "world", "parallel", "precision")
         if getattr(saved, name) != getattr(here, name)
     ]
     if changed:

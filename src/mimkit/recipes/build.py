@@ -213,6 +213,16 @@ def default_workers(cuda: bool) -> int:
     return min(12, max(1, cores - 1)) if cuda else min(1, cores - 1)
 
 
+def check_processes(recipe: Recipe, world: int) -> None:
+    """Raise UserError unless the batch divides over `world` processes."""
+    share, rest = divmod(recipe.train.batch_size, world)
+    if rest:
+        raise UserError(
+            f"train.batch_size={recipe.train.batch_size} does not divide over {world} processes; "
+            f"use train.batch_size={max(1, share) * world}, or a number of processes that divides it."
+        )
+
+
 def settle_batch(
     recipe: Recipe,
     model: Method | Task,
@@ -223,23 +233,27 @@ def settle_batch(
 ) -> Recipe:
     """Fill in the micro-batch: the largest that divides the batch and fits into `free_bytes` on this device.
 
-    Gradients and the optimiser's two moments are counted; activations are measured (`cost.activation_bytes`).
+    Gradients and the optimiser's two moments are counted, of which each process holds a share with `fsdp`; activations
+    are measured (`cost.activation_bytes`). One that was settled for fewer processes is cut to what these can share.
     """
-    if recipe.train.micro_batch is not None:
-        return recipe
-    share, rest = divmod(recipe.train.batch_size, world)
-    if rest:
-        raise UserError(
-            f"train.batch_size={recipe.train.batch_size} does not divide over {world} processes; "
-            f"use train.batch_size={max(1, share) * world}."
-        )
-    fixed = 4 * 3 * cost.parameters(model)
+    check_processes(recipe, world)
+    share, given = recipe.train.batch_size // world, recipe.train.micro_batch
+    if given is not None:
+        if recipe.train.batch_size % given or share % given == 0:
+            return recipe  # it fits, or the loader says why it does not
+        log.info("train.micro_batch=%d is more than %d processes can share; it is cut down.", given, world)
+        return _with_micro_batch(recipe, share, given, world)
+    holders = world if recipe.train.parallel == "fsdp" else 1
+    fixed = 4 * 3 * cost.parameters(model) // holders
     each = cost.activation_bytes(model, recipe.data.size, autocast)
     fits = max(1, int((free_bytes * MEMORY_SHARE - fixed) // each))
-    if cpu:
-        fits = min(fits, CPU_MICRO_BATCH)
+    return _with_micro_batch(recipe, share, min(fits, CPU_MICRO_BATCH) if cpu else fits, world)
+
+
+def _with_micro_batch(recipe: Recipe, share: int, most: int, world: int) -> Recipe:
+    """The largest micro-batch up to `most` that divides a process's `share` of the batch and is a `_multiple`."""
     step = _multiple(recipe)
-    sizes = [m for m in range(step, min(share, max(fits, step)) + 1, step) if share % m == 0]
+    sizes = [m for m in range(step, min(share, max(most, step)) + 1, step) if share % m == 0]
     if not sizes:
         reason = (
             "" if recipe.data.repeats == 1 else f" of {recipe.data.repeats} crops an image (data.repeats)"

@@ -219,6 +219,9 @@ class Train(Part):
     """`auto`, `cpu`, `cuda` (one GPU a process) or `mps`."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """Arithmetic of the matrix products; auto: bf16 where the hardware has it. Weights stay fp32. Never fp16."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """How several processes share the work. `ddp`: each holds the whole model; `fsdp`: each holds a share of weights,
+    gradients and moments, for models that are too large (docs: Scale). Losses are the same to rounding."""
     compile: bool = False
     """Compile the model with torch.compile: worth it on GPUs."""
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None

@@ -23,6 +23,7 @@ from mimkit.data.loader import eval_batches
 from mimkit.data.normalise import prepare
 from mimkit.data.sampling import epoch_order
 from mimkit.data.sources import Source
+from mimkit.engine import checkpoint
 from mimkit.engine.trainable import Evaluator
 from mimkit.recipes import build, load
 from mimkit.recipes.schema import Recipe
@@ -54,9 +55,11 @@ def run(source: str | Path, overrides: Sequence[str] = (), resume: bool = False)
 
 def find_start(source: str | Path, overrides: Sequence[str]) -> Start:
     """The recipe behind a name, a YAML file or a run folder, and the weights that it starts from."""
-    if training.is_run(source):
-        return Start(load.resolve(source, [*overrides, f"train.run={source}"]))
-    return start_of(source, overrides)
+    if not training.is_run(source):
+        return start_of(source, overrides)
+    overrides = [*overrides, f"train.run={source}"]
+    begun = checkpoint.saved(Path(source).expanduser())
+    return Start(load.resolve(source, overrides)) if begun else start_of(source, overrides)
 
 
 def _train(recipe: Recipe, start: Start, sets: LabelledSets, place: Place) -> Outcome:

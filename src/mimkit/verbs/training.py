@@ -21,7 +21,7 @@ from mimkit.data.batch import Batch
 from mimkit.data.loader import TrainData, check_batch, train_batches
 from mimkit.data.sampling import steps_per_epoch
 from mimkit.data.sources import Source
-from mimkit.engine import devices, processes, run_folder, schedule
+from mimkit.engine import checkpoint, devices, processes, run_folder, schedule
 from mimkit.engine.command import resume_command
 from mimkit.engine.loop import fit
 from mimkit.engine.options import About, FitOptions
@@ -49,6 +49,7 @@ RESUMABLE = {  # what may differ when a run is resumed: nothing here changes wha
     "train.epochs",
     "train.keep",
     "train.micro_batch",
+    "train.parallel",
     "train.run",
 }
 
@@ -69,7 +70,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a run happens: its folder, whether it is resumed, the device, the processes, the precision."""
+    """Where a run happens: its folder, whether there is a checkpoint to go on from, device, processes, precision."""
 
     folder: Path
     resume: bool
@@ -117,6 +118,8 @@ def place_of(recipe: Recipe, resume: bool) -> Iterator[tuple[Recipe, Place]]:
     with processes.start(device) as here:
         recipe, folder = _name_run(recipe, here)
         here.from_first(lambda: run_folder.claim(folder, resume))
+        # without a checkpoint it begins: data are measured and weights loaded as for a new run
+        resume = resume and here.from_first(lambda: bool(checkpoint.saved(folder)))
         with run_folder.log_file(folder) if here.first else nullcontext():
             yield recipe, Place(folder, resume, device, here, precision)
 
@@ -155,6 +158,7 @@ def options_of(recipe: Recipe, images: int, place: Place) -> FitOptions:
         accumulate=train.batch_size // (micro * place.here.world),
         seed=train.seed,
         precision=place.precision,
+        parallel=train.parallel,
         clip=recipe.optimiser.clip,
         ema=train.ema,
         checkpoint_every=train.checkpoint_every,
