@@ -241,8 +241,10 @@ def settle_batch(
     if given is not None:
         if recipe.train.batch_size % given or share % given == 0:
             return recipe  # it fits, or the loader says why it does not
-        log.info("train.micro_batch=%d is more than %d processes can share; it is cut down.", given, world)
-        return _with_micro_batch(recipe, share, given, world)
+        cut = _with_micro_batch(recipe, share, given, world)
+        words = "train.micro_batch=%d is more than %d processes can share; it is cut down to %d"
+        log.info(words, given, world, cut.train.micro_batch)
+        return cut
     holders = world if recipe.train.parallel == "fsdp" else 1
     fixed = 4 * 3 * cost.parameters(model) // holders
     each = cost.activation_bytes(model, recipe.data.size, autocast)
