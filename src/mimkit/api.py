@@ -269,7 +269,6 @@ def models() -> list[ModelRow]:
 
     from mimkit import encoders
     from mimkit.analysis import cost
-    from mimkit.encoders.vit import VARIANTS
 
     rows = []
     for name in encoders.names():
@@ -278,7 +277,7 @@ def models() -> list[ModelRow]:
         gmacs = cost.encoder_flops(encoder, (224, 224)) / 2e9
         strides = [level.stride for level in encoder.levels]
         rows.append(
-            ModelRow(name, encoder.unit, cost.parameters(encoder), gmacs, strides, VARIANTS[name].paper)
+            ModelRow(name, encoder.unit, cost.parameters(encoder), gmacs, strides, encoders.paper(name))
         )
     return rows
 

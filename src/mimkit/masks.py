@@ -31,12 +31,14 @@ class Mask:
 
     hidden: bool (B, *grid). unit: pixels of one cell along each axis. visible: (B, K) raster indices of the cells that
     remain, ascending. predict: (B, P) raster indices of the hidden cells that are decoded, ascending; None means all.
+    group: int64 (B, *grid), for complementary masks: each cell's group, all of one size; the mask itself shows group 0.
     """
 
     hidden: Tensor
     unit: tuple[int, ...]
     visible: Tensor
     predict: Tensor | None = None
+    group: Tensor | None = None
 
     @property
     def grid(self) -> tuple[int, ...]:
@@ -66,6 +68,16 @@ class Mask:
             finer = finer.repeat_interleave(unit // step, dim=axis)
         return finer
 
+    def spread(self) -> "Mask":
+        """The masks of all groups, one after the other along the batch: those of group 0 for every image, then group 1
+        ...; itself where there are no groups.
+        """
+        if self.group is None:
+            return self
+        count = self.group[0].numel() // self.visible.shape[1]
+        shown = torch.cat([self.group == number for number in range(count)])  # (groups * B, *grid)
+        return Mask(~shown, self.unit, indices(shown))
+
     def to(self, device: torch.device, non_blocking: bool = False) -> "Mask":
         return self._each(lambda x: x.to(device, non_blocking=non_blocking))
 
@@ -73,8 +85,10 @@ class Mask:
         return self._each(Tensor.pin_memory)
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> "Mask":
-        predict = None if self.predict is None else change(self.predict)
-        return replace(self, hidden=change(self.hidden), visible=change(self.visible), predict=predict)
+        predict, group = (None if x is None else change(x) for x in (self.predict, self.group))
+        return replace(
+            self, hidden=change(self.hidden), visible=change(self.visible), predict=predict, group=group
+        )
 
 
 def indices(cells: Tensor) -> Tensor:
@@ -98,11 +112,13 @@ def from_hidden(hidden: Tensor, unit: Sequence[int], predict: Tensor | None = No
 def collate(masks: Sequence[Mask]) -> Mask:
     """One mask for the batch out of the masks of its samples (B = 1 each, equal grids and counts)."""
     predicts = [m.predict for m in masks if m.predict is not None]
+    groups = [m.group for m in masks if m.group is not None]
     return Mask(
         torch.cat([m.hidden for m in masks]),
         masks[0].unit,
         torch.cat([m.visible for m in masks]),
         torch.cat(predicts) if predicts else None,
+        torch.cat(groups) if groups else None,
     )
 
 
@@ -145,6 +161,14 @@ def keep_by_noise(noise: np.ndarray, keep: int) -> np.ndarray:
     return np.argsort(noise, axis=-1, kind="stable")[..., :keep]
 
 
+def groups_by_noise(noise: np.ndarray, count: int) -> np.ndarray:
+    """The group 0 .. count - 1 of each cell, equal shares by rank of the noise (FastConvMAE): int64, noise's shape."""
+    order = keep_by_noise(noise, noise.shape[-1])
+    group = np.empty(noise.shape, dtype=np.int64)
+    np.put_along_axis(group, order, np.arange(noise.shape[-1]) * count // noise.shape[-1], axis=-1)
+    return group
+
+
 def hide_blocks(rng: random.Random, grid: tuple[int, int], count: int, min_block: int) -> np.ndarray:
     """BEiT's block-wise masking: bool (h, w) with at most `count` hidden cells; the rule often stops a few short.
 
@@ -182,16 +206,21 @@ def hide_off_grid(grid: tuple[int, int]) -> np.ndarray:
 
 @dataclass(frozen=True)
 class RandomMasker:
-    """Hide a random share of the cells (MAE). decode: the share of the hidden cells that is predicted."""
+    """Hide a random share of the cells (MAE). decode: the share of the hidden cells that is predicted. groups: how many
+    complementary masks to draw (FastConvMAE), of which each shows an equal share of the cells; `ratio` is theirs.
+    """
 
     ratio: float
     unit: tuple[int, ...]
     decode: float = 1.0
+    groups: int = 1
 
     def __call__(
         self, rng: np.random.Generator, grid: tuple[int, ...], valid: np.ndarray | None = None
     ) -> Mask:
         noise = rng.random(math.prod(grid))
+        if self.groups > 1:
+            return _grouped(noise, self.groups, grid, self.unit)
         cells = noise.size
         if valid is not None:
             noise = np.where(valid.ravel(), noise, np.inf)
@@ -199,6 +228,14 @@ class RandomMasker:
         hidden = np.ones(noise.size, dtype=bool)
         hidden[keep_by_noise(noise, visible_count(cells, self.ratio))] = False
         return _finish(rng, hidden.reshape(grid), self.unit, self.decode, valid)
+
+
+def _grouped(noise: np.ndarray, groups: int, grid: tuple[int, ...], unit: tuple[int, ...]) -> Mask:
+    """Complementary masks of one sample. Raises UserError unless the cells can be shared out evenly."""
+    if noise.size % groups:
+        raise UserError(f"{noise.size} cells cannot be shared out evenly over {groups} complementary masks.")
+    group = torch.from_numpy(groups_by_noise(noise, groups)).view(1, *grid)
+    return Mask(group != 0, unit, indices(group == 0), group=group)
 
 
 @dataclass(frozen=True)
@@ -266,10 +303,14 @@ def _finish(
     return Mask(boolean, unit, indices(~boolean), predict)
 
 
-def build_masker(kind: str, ratio: float, unit: tuple[int, ...], decode: float = 1.0) -> Masker:
-    """The masker of a recipe: kind is 'random', 'block' or 'grid'; grid masking has its own ratio."""
+def build_masker(
+    kind: str, ratio: float, unit: tuple[int, ...], decode: float = 1.0, complementary: bool = False
+) -> Masker:
+    """The masker of a recipe: kind is 'random', 'block' or 'grid'; grid masking has its own ratio. complementary:
+    random masks that together show every cell once.
+    """
     if kind == "random":
-        return RandomMasker(ratio, unit, decode)
+        return RandomMasker(ratio, unit, decode, round(1 / (1 - ratio)) if complementary else 1)
     if kind == "block":
         return BlockMasker(ratio, unit, decode)
     if kind == "grid":
@@ -279,7 +320,9 @@ def build_masker(kind: str, ratio: float, unit: tuple[int, ...], decode: float =
 
 def at_ratio(masker: Masker, ratio: float) -> Masker:
     """The same rule at another mask ratio. Raises UserError for grid masking, whose ratio is its own."""
-    if isinstance(masker, RandomMasker | BlockMasker):
+    if isinstance(masker, RandomMasker):
+        return replace(masker, ratio=ratio, groups=1)
+    if isinstance(masker, BlockMasker):
         return replace(masker, ratio=ratio)
     raise UserError("Grid masking hides three cells of four and knows no other ratio; leave the ratio out.")
 

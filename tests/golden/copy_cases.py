@@ -21,7 +21,9 @@ def copy_cases(source: Path, system: str) -> list[str]:
     lines = ",\n".join(json.dumps(case.spec) for case in served)
     (target / "cases.json").write_text(f"[\n{lines}\n]\n", encoding="utf-8")
     for case in served:
-        shutil.copyfile(case.folder / f"{case.name}.npz", target / f"{case.name}.npz")
+        arrays = case.folder / f"{case.name}.npz"
+        if arrays.is_file():  # else its numbers stand in the case
+            shutil.copyfile(arrays, target / arrays.name)
     return [case.name for case in served]
 
 

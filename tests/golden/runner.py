@@ -7,7 +7,7 @@ adapter needs (sizes, options, tensors, inputs) stands in the case; its name onl
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -51,8 +51,13 @@ class Case:
 
     @cached_property
     def want(self) -> dict[str, np.ndarray]:
+        """The expected outputs: arrays of the npz, and numbers that stand in the case itself, by dotted names."""
+        said = dict(_flat(self.spec.get("expected", {})))
+        file = self.folder / f"{self.name}.npz"
+        if said and not file.is_file():
+            return said
         with np.load(self.folder / f"{self.name}.npz", allow_pickle=False) as arrays:
-            return dict(arrays)
+            return said | dict(arrays)
 
     def weights(self, dtype: torch.dtype) -> dict[str, torch.Tensor]:
         """The state dict of the published names, filled."""
@@ -105,6 +110,16 @@ def ranks(order: np.ndarray | torch.Tensor) -> torch.Tensor:
     return torch.as_tensor(order).argsort(dim=1).argsort(dim=1)
 
 
+def _flat(value: Any, name: str = "") -> Iterator[tuple[str, np.ndarray]]:
+    """Nested dictionaries and lists of such as (dotted name, array)."""
+    nested = isinstance(value, list) and value and isinstance(value[0], dict)
+    if not nested and not isinstance(value, dict):
+        yield name, np.array(value)
+        return
+    for key, inner in enumerate(value) if nested else value.items():
+        yield from _flat(inner, f"{name}.{key}" if name else str(key))
+
+
 def _seed(seed: int | str, index: Mapping[str, int]) -> int:
     """500, or "500+k" with the value of k."""
     if isinstance(seed, int):
@@ -148,7 +163,8 @@ def faults(case: Case, got: Outputs, dtype: torch.dtype) -> list[str]:
     by entry.
     """
     kind = "float32" if dtype == torch.float32 else "float64"
-    tolerance = float(case.spec["tolerance"][kind])
+    tolerances = case.spec["tolerance"]
+    tolerance = 0.0 if tolerances.get("exact") else float(tolerances[kind])
     sentences = []
     for name, want in case.want.items():
         if want.dtype.kind == "f" and want.size and np.isnan(want).all():

@@ -14,12 +14,23 @@ FAMILIES = {
     "vit_base": "mimkit.encoders.vit",
     "vit_large": "mimkit.encoders.vit",
     "vit_huge": "mimkit.encoders.vit",
+    "mcmae_tiny": "mimkit.encoders.mcmae",
+    "mcmae_small": "mimkit.encoders.mcmae",
+    "mcmae_base": "mimkit.encoders.mcmae",
+    "mcmae_base_star": "mimkit.encoders.mcmae",
+    "mcmae_large": "mimkit.encoders.mcmae",
+    "mcmae_huge": "mimkit.encoders.mcmae",
 }
 
 
 def names() -> list[str]:
     """The encoders that mimkit has of its own."""
     return list(FAMILIES)
+
+
+def paper(name: str) -> str:
+    """Where an encoder of mimkit's own comes from."""
+    return importlib.import_module(FAMILIES[name]).VARIANTS[name].paper
 
 
 def build(name: str, **options: Any) -> Encoder:

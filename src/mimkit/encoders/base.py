@@ -97,6 +97,8 @@ class Encoder(nn.Module):
     """Channels of the images."""
     depth: int
     """Number of layers that `forward(layers=...)` can return, counted from 1."""
+    ends_raw: bool = False
+    """Whether the last level has no norm behind it, so that whoever reads it has to bring one."""
 
     def forward(
         self,
@@ -188,3 +190,8 @@ def valid_cells(sizes: Tensor, grid: Sequence[int], stride: Sequence[int]) -> Te
         for i, (n, s) in enumerate(zip(grid, stride, strict=True))
     ]
     return per_axis[0][:, :, None] & per_axis[1][:, None, :]
+
+
+def own_grids(sizes: Tensor, unit: Sequence[int]) -> list[tuple[int, ...]]:
+    """The grid of units of each image by its true size: `sizes` (B, 2) in pixels."""
+    return [tuple(-(-side // cell) for side, cell in zip(size, unit, strict=True)) for size in sizes.tolist()]

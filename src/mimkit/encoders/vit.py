@@ -18,7 +18,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from mimkit.encoders.base import AttentionSite, Encoder, Features, Level, blank_padding, pad_to, valid_cells
+from mimkit.encoders.base import (
+    AttentionSite,
+    Encoder,
+    Features,
+    Level,
+    blank_padding,
+    own_grids,
+    pad_to,
+    valid_cells,
+)
 from mimkit.errors import UserError
 from mimkit.masks import Mask
 from mimkit.ops import positions as tables
@@ -151,7 +160,7 @@ class ViT(Encoder):
         self.checkpointing = checkpointing
         self.patch_embed = PatchEmbed(channels, width, (ph, pw))
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width)) if class_token else None
-        self.pos_embed = _position_table(positions, width, self.grid, class_token)
+        self.pos_embed = tables.new_table(positions, width, self.grid, class_token)
         rates = drop_path_rates(drop_path, depth)
         self.blocks = nn.ModuleList(Block(width, heads, mlp_ratio, rate, layer_scale, eps) for rate in rates)
         self.norm: nn.Module = nn.LayerNorm(width, eps=eps)
@@ -201,30 +210,10 @@ class ViT(Encoder):
     ) -> Tensor:
         """Position rows of the patches: (1, N, C), or (B, K, C) of those at `index` (B, K).
 
-        With the true `sizes` (B, 2) of padded images each has the rows of its own grid, (B, N, C): the table is fitted
-        to the image, so fitting it to the padded grid would let the padding move every position.
+        With the true `sizes` (B, 2) of padded images each has the rows of its own grid, (B, N, C).
         """
-        if sizes is not None:
-            rows = self._padded_positions(sizes, grid)
-            return rows if index is None else units.take(rows, index)
-        table = tables.resize_table(self.pos_embed, self.grid, grid, self.prefix_tokens)
-        table = table[:, self.prefix_tokens :]
-        return table if index is None else table[0][index]
-
-    def _padded_positions(self, sizes: Tensor, grid: Sequence[int]) -> Tensor:
-        """(B, N, C): the rows of each image's own grid in the upper left corner of `grid`, zeros elsewhere."""
-        own = [
-            tuple(-(-side // cell) for side, cell in zip(size, self.unit, strict=True))
-            for size in sizes.tolist()
-        ]
-        corners = {
-            small: F.pad(
-                self.positions(small)[0].unflatten(0, small),  # (h, w, C)
-                (0, 0, 0, grid[1] - small[1], 0, grid[0] - small[0]),
-            ).flatten(0, 1)
-            for small in set(own)
-        }
-        return torch.stack([corners[small] for small in own])
+        own = None if sizes is None else own_grids(sizes, self.unit)
+        return tables.fitted(self.pos_embed, self.grid, grid, self.prefix_tokens, index, own)
 
     def run(
         self, tokens: Tensor, positions: Tensor, key_mask: Tensor | None = None, layers: Sequence[int] = ()
@@ -287,14 +276,3 @@ def xavier_linears(module: nn.Module) -> None:
         if isinstance(part, nn.Linear):
             nn.init.xavier_uniform_(part.weight)
             nn.init.zeros_(part.bias)
-
-
-def _position_table(kind: str, width: int, grid: Sequence[int], class_row: bool) -> nn.Parameter:
-    if kind == "sincos":
-        table = tables.sincos(width, grid, class_row).to(torch.get_default_dtype())
-        return nn.Parameter(table, requires_grad=False)
-    if kind == "learned":
-        table = nn.Parameter(torch.zeros(1, int(class_row) + math.prod(grid), width))
-        nn.init.normal_(table, std=0.02)
-        return table
-    raise UserError(f"Unknown positions {kind!r}; known are 'sincos' and 'learned'.")

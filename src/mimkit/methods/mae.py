@@ -27,12 +27,17 @@ from mimkit.ops.attention import LAYER_NORM_EPS, Block
 VARIANCE_EPS = 1e-6  # inside the root of the normalised target, as published
 
 
+def build(encoder: Encoder, **options: Any) -> "MAE":
+    """The method on `encoder`; see `MAE` for the options."""
+    return MAE(encoder, **options)
+
+
 class MAE(Method):
     """The pre-training model.
 
     masker: what is hidden; its unit must be the encoder's. size: (h, w) in pixels of the usual image (sets the
     decoder's position table). norm_pix, min_std: see `patch_targets`. decoder_*: width, depth, heads (table 1a,
-    1b).
+    1b). class_row: whether the decoder's table has a row for a class token.
     """
 
     def __init__(
@@ -47,6 +52,7 @@ class MAE(Method):
         norm_pix: bool = True,
         min_std: float = 0.0,
         eps: float = LAYER_NORM_EPS,
+        class_row: bool = True,
     ) -> None:
         super().__init__()
         if "drop" not in encoder.hides_by:
@@ -55,8 +61,9 @@ class MAE(Method):
             )
         self.encoder, self.masker = encoder, masker
         self.norm_pix, self.min_std = norm_pix, min_std
-        grid = [side // cell for side, cell in zip(size, encoder.unit, strict=True)]
-        values = math.prod(encoder.unit) * encoder.channels
+        self.patch = encoder.levels[-1].stride  # pixels of what one token of the decoder stands for
+        grid = [-(-side // cell) for side, cell in zip(size, self.patch, strict=True)]
+        values = math.prod(self.patch) * encoder.channels
         self.decoder = Decoder(
             encoder.levels[-1].channels,
             decoder_width,
@@ -66,33 +73,40 @@ class MAE(Method):
             values,
             mlp_ratio,
             eps,
+            class_row,
         )
 
     def forward(self, batch: Any) -> Loss:
         """Mean squared error over the patches to predict, all images together (section 3, "Reconstruction target")."""
-        images, mask = batch.images, batch.mask
+        images, mask = batch.images, batch.mask.spread()
+        images = images.repeat(len(mask.hidden) // len(images), 1, 1, 1)  # complementary masks: once for each
         if mask.decoded.shape[1] == 0:
             raise UserError("A mask that hides nothing leaves nothing to predict; raise the mask ratio.")
         predicted = self.predict(images, mask)  # (B, P, ph * pw * C)
-        target = units.patchify(images, self.encoder.unit, mask.decoded)
+        return Loss(self.errors(predicted, images, mask.decoded).mean(), {})
+
+    def errors(self, predicted: Tensor, images: Tensor, index: Tensor | None = None) -> Tensor:
+        """(B, P): the mean squared error of each predicted patch, those at `index` (B, P) or all."""
+        target = units.patchify(images, self.patch, index)
         if self.norm_pix:
             target, _, _ = patch_targets(target, self.min_std)
-        loss = patch_errors(predicted, target).mean()
-        return Loss(loss, {})
+        return patch_errors(predicted, target)
+
+    def encode(self, images: Tensor, mask: Mask) -> tuple[Tensor | None, Tensor]:
+        """What the decoder reads: the prefix (B, n, C), and the visible patches (B, K, C)."""
+        features = self.encoder(images, mask)
+        return features.prefix, features.levels[-1].flatten(1, -2)
 
     def predict(self, images: Tensor, mask: Mask) -> Tensor:
         """(B, P, ph * pw * C): the decoder's answer for the patches `mask.decoded`, in that order."""
-        features = self.encoder(images, mask)
-        return self.decoder(
-            features.prefix, features.levels[-1].flatten(1, -2), mask.visible, mask.decoded, mask.grid
-        )
+        prefix, visible = self.encode(images, mask)
+        return self.decoder(prefix, visible, mask.visible, mask.decoded, mask.grid)
 
     def predict_all(self, images: Tensor, mask: Mask) -> Tensor:
         """(B, N, ph * pw * C) in raster order: the answer for visible patches too, as the published code gives it."""
-        features = self.encoder(images, mask)
-        visible = features.levels[-1].flatten(1, -2)
+        prefix, visible = self.encode(images, mask)
         hidden = indices(mask.hidden)
-        both = self.decoder(features.prefix, visible, mask.visible, hidden, mask.grid, answer_visible=True)
+        both = self.decoder(prefix, visible, mask.visible, hidden, mask.grid, answer_visible=True)
         order = torch.cat([mask.visible, hidden], dim=1).argsort(dim=1)
         return units.take(both, order)
 
@@ -102,20 +116,23 @@ class MAE(Method):
         with normalised targets.
         """
         mask = replace(mask, predict=None)
-        unit, n = self.encoder.unit, math.prod(mask.grid)
-        patches = units.patchify(images, unit)  # (B, N, ph * pw * C)
-        cells = mask.hidden.flatten(1)[..., None]
-        predicted = self.predict(images, mask).float()  # (B, P, ...)
-        filled = units.put(predicted, mask.decoded, n)
-        leaked = None
-        if self.norm_pix:
-            _, mean, std = patch_targets(patches, self.min_std)
-            leaked = units.unpatchify(torch.where(cells, filled * std + mean, patches), mask.grid, unit)
-            mean, std = _guess_statistics(mean, std, mask)
-            filled = filled * std + mean
-        pasted = units.unpatchify(torch.where(cells, filled, patches), mask.grid, unit)
         hidden = mask.at((1, 1))[:, None]
-        return Reconstruction(images, hidden, pasted, leaked)
+        filled = self.fill(images, mask)  # (B, N, ph * pw * C)
+        grid = [side // cell for side, cell in zip(images.shape[2:], self.patch, strict=True)]
+
+        def pasted(patches: Tensor) -> Tensor:
+            return torch.where(hidden, units.unpatchify(patches, grid, self.patch), images)
+
+        if not self.norm_pix:
+            return Reconstruction(images, hidden, pasted(filled))
+        _, mean, std = patch_targets(units.patchify(images, self.patch), self.min_std)
+        leaked = pasted(filled * std + mean)
+        mean, std = _guess_statistics(images, mask, self.patch, self.min_std)
+        return Reconstruction(images, hidden, pasted(filled * std + mean), leaked)
+
+    def fill(self, images: Tensor, mask: Mask) -> Tensor:
+        """(B, N, ph * pw * C): the answer for every hidden patch at its place, zeros for visible ones."""
+        return units.put(self.predict(images, mask).float(), mask.decoded, math.prod(mask.grid))
 
 
 class Decoder(nn.Module):
@@ -131,14 +148,14 @@ class Decoder(nn.Module):
         values: int,
         mlp_ratio: float = 4.0,
         eps: float = LAYER_NORM_EPS,
+        class_row: bool = True,
     ) -> None:
         super().__init__()
-        self.grid = tuple(grid)
+        self.grid, self.prefix_tokens = tuple(grid), int(class_row)
         self.embed = nn.Linear(encoder_width, width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
-        # The published table has a row of zeros for the class token, kept so that the files match
-        table = positions.sincos(width, grid, class_row=True).to(torch.get_default_dtype())
-        self.pos_embed = nn.Parameter(table, requires_grad=False)
+        # MAE's published table has a row of zeros for the class token, kept so that the files match
+        self.pos_embed = positions.new_table("sincos", width, grid, class_row)
         self.blocks = nn.ModuleList(Block(width, heads, mlp_ratio, eps=eps) for _ in range(depth))
         self.norm = nn.LayerNorm(width, eps=eps)
         self.pred = nn.Linear(width, values)
@@ -159,12 +176,13 @@ class Decoder(nn.Module):
 
         answer_visible: (B, K + P, values), with answers for the visible cells in front.
         """
-        rows = positions.resize_table(self.pos_embed, self.grid, grid, prefix=1)[0]  # (1 + N, width)
-        known = self.embed(visible) + rows[1:][visible_index]
-        asked = self.mask_token + rows[1:][predict_index]
+        n = self.prefix_tokens
+        rows = positions.resize_table(self.pos_embed, self.grid, grid, n)[0]  # (n + N, width)
+        known = self.embed(visible) + rows[n:][visible_index]
+        asked = self.mask_token + rows[n:][predict_index]
         parts = [known, asked.to(known.dtype)]
         if prefix is not None:
-            parts.insert(0, self.embed(prefix) + rows[:1])
+            parts.insert(0, self.embed(prefix) + rows[:n])
         x = torch.cat(parts, dim=1)  # (B, n + K + P, width)
         wanted = predict_index.shape[1] + (visible_index.shape[1] if answer_visible else 0)
         for block in self.blocks[:-1]:
@@ -190,14 +208,24 @@ def patch_errors(predicted: Tensor, target: Tensor) -> Tensor:
     return (predicted.to(precise) - target).square().mean(-1)
 
 
-def _guess_statistics(mean: Tensor, std: Tensor, mask: Mask) -> tuple[Tensor, Tensor]:
-    """Mean and deviation (B, N, 1) of hidden patches guessed from visible ones, weighted by 1 / distance squared.
+def _guess_statistics(
+    images: Tensor, mask: Mask, patch: Sequence[int], min_std: float
+) -> tuple[Tensor, Tensor]:
+    """Mean and deviation (B, N, 1) of patches guessed from the visible cells, weighted by 1 / distance squared.
 
     What a picture of normalised predictions can honestly use: nothing hidden goes in.
     """
-    height, width = mask.grid
-    cells = torch.cartesian_prod(torch.arange(height), torch.arange(width)).to(mean)  # (N, 2)
-    away = (cells[None, :, None] - cells[mask.visible][:, None]).square().sum(-1)  # (B, N, K)
+    _, mean, std = patch_targets(units.patchify(images, mask.unit, mask.visible), min_std)  # (B, K, 1)
+    known = _centres(mask.grid, mask.unit).to(mean)[mask.visible]  # (B, K, 2)
+    wanted = [side // cell for side, cell in zip(images.shape[2:], patch, strict=True)]
+    asked = _centres(wanted, patch).to(mean)  # (N, 2)
+    away = (asked[None, :, None] - known[:, None]).square().sum(-1)  # (B, N, K)
     weights = 1 / away.clamp_min(1e-6)
     weights = weights / weights.sum(-1, keepdim=True)
-    return weights @ units.take(mean, mask.visible), weights @ units.take(std, mask.visible)
+    return weights @ mean, weights @ std
+
+
+def _centres(grid: Sequence[int], cell: Sequence[int]) -> Tensor:
+    """(N, 2) float: where the cells of `grid` lie, in pixels."""
+    axes = [(torch.arange(n) + 0.5) * side for n, side in zip(grid, cell, strict=True)]
+    return torch.cartesian_prod(*axes)

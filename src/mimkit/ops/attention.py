@@ -202,24 +202,27 @@ class Block(nn.Module):
             mask = None if key_mask is None else _rows(key_mask, rows)
             return self.ls1(self.attn(self.norm1(_rows(x, rows)), last, mask))
 
-        y = self._add(x if last is None else x[:, -last:], attended)
-        return self._add(y, lambda rows: self.ls2(self.mlp(self.norm2(_rows(y, rows)))))
+        rate = self.rate if self.training else 0.0
+        y = residual(x if last is None else x[:, -last:], attended, rate)
+        return residual(y, lambda rows: self.ls2(self.mlp(self.norm2(_rows(y, rows)))), rate)
 
-    def _add(self, x: Tensor, branch: Callable[[Tensor | None], Tensor]) -> Tensor:
-        """x + branch(None), with stochastic depth in training; branch(rows) is that of some samples (rows,) alone.
 
-        What is dropped on a CPU is not even computed. A GPU would have to wait for the host to learn what to leave out.
-        """
-        if not self.training or self.rate == 0:
-            return x + branch(None)
-        noise = torch.rand(x.shape[0], device=x.device)
-        if x.is_cpu and not torch.compiler.is_compiling():
-            kept = (noise >= self.rate).nonzero().flatten()
-            if len(kept) == len(x):
-                return x.add(branch(None), alpha=1 / (1 - self.rate))
-            if len(kept):
-                return x.index_add(0, kept, branch(kept).to(x.dtype), alpha=1 / (1 - self.rate))
-        return x + drop_path(branch(None), self.rate, noise[:, None, None])
+def residual(x: Tensor, branch: Callable[[Tensor | None], Tensor], rate: float, parts: bool = True) -> Tensor:
+    """x (B, ...) + branch(None), with stochastic depth at `rate`; branch(rows) is that of some samples (rows,) alone.
+
+    What is dropped on a CPU is not even computed, unless `parts` says that the branch works on whole batches alone. A
+    GPU would have to wait for the host to learn what to leave out.
+    """
+    if rate == 0:
+        return x + branch(None)
+    noise = torch.rand(x.shape[0], device=x.device)
+    if parts and x.is_cpu and not torch.compiler.is_compiling():
+        kept = (noise >= rate).nonzero().flatten()
+        if len(kept) == len(x):
+            return x.add(branch(None), alpha=1 / (1 - rate))
+        if len(kept):
+            return x.index_add(0, kept, branch(kept).to(x.dtype), alpha=1 / (1 - rate))
+    return x + drop_path(branch(None), rate, noise.view(-1, *[1] * (x.ndim - 1)))
 
 
 def _rows(x: Tensor, rows: Tensor | None) -> Tensor:

@@ -9,9 +9,32 @@ import math
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from mimkit.errors import UserError
+
+
+def merge(x: Tensor, s: Sequence[int]) -> Tensor:
+    """Neighbouring positions side by side: (..., h, w, C) -> (..., h / s0, w / s1, s0 * s1 * C), in either layout.
+
+    Row, column, channel order, channel fastest.
+    """
+    *lead, h, w, channels = x.shape
+    x = x.reshape(*lead, h // s[0], s[0], w // s[1], s[1] * channels)
+    return x.transpose(-3, -2).flatten(-2)
+
+
+class Tiled(nn.Conv2d):
+    """A convolution whose kernel is its stride, so that it stays inside units; channels last, in either layout."""
+
+    def __init__(self, channels: int, width: int, s: int) -> None:
+        super().__init__(channels, width, s, stride=s)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., h, w, channels) -> (..., h / s, w / s, width), as one matrix product."""
+        matrix = self.weight.permute(0, 2, 3, 1).flatten(1)  # (width, s * s * channels)
+        return F.linear(merge(x, self.weight.shape[2:]), matrix, self.bias)
 
 
 def cut(x: Tensor, s: Sequence[int]) -> Tensor:

@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager
 import numpy as np
 import torch
 
-from mimkit import encoders, tasks
+from mimkit import encoders, methods, tasks
 from mimkit.analysis import cost
 from mimkit.data import randaugment
 from mimkit.data.classes import balancing_weights
@@ -34,7 +34,7 @@ from mimkit.engine.trainable import trainable_parameters
 from mimkit.errors import UserError
 from mimkit.masks import Masker, build_masker
 from mimkit.methods.base import Method
-from mimkit.methods.mae import MAE
+from mimkit.recipes.model_parts import MCMAE
 from mimkit.recipes.schema import Recipe
 from mimkit.tasks import Task
 
@@ -75,15 +75,19 @@ def method(recipe: Recipe) -> Method:
     torch.manual_seed(recipe.train.seed)
     part = recipe.pretraining
     backbone = encoder(recipe)
-    return MAE(
+    rule = part.mask
+    return methods.build(
+        part.name,
         backbone,
-        build_masker(part.mask.kind, part.mask.ratio, backbone.unit, part.decode),
+        masker=build_masker(rule.kind, rule.ratio, backbone.unit, part.decode, rule.complementary),
         size=recipe.data.size,
         decoder_width=part.decoder.width,
         decoder_depth=part.decoder.depth,
         decoder_heads=part.decoder.heads,
+        mlp_ratio=part.decoder.mlp_ratio,
         norm_pix=part.norm_pix,
         min_std=part.min_std,
+        **({"multi_scale": part.multi_scale} if isinstance(part, MCMAE) else {}),
     )
 
 

@@ -39,8 +39,12 @@ def invalid(values: dict[str, Any]) -> list[Fault]:
         Recipe.model_validate(values)
         return []
     except ValidationError as error:
-        kinds = {_key(entry["loc"]): _kind(entry) for entry in error.errors() if entry["loc"]}
+        kinds = dict(_faulty(entry) for entry in error.errors() if entry["loc"])
         clashes = _clashes(error)
+    unknown_names = {key for key, kind in kinds.items() if kind == "union_tag_invalid"}
+    if unknown_names:  # which hide all other faults of their sections
+        wrong = [(key, _sentence(key, kinds[key], values)) for key in sorted(unknown_names)]
+        return wrong + invalid(_without(values, unknown_names))
     if not clashes:
         # A required key that is missing takes its section with it.
         faulty = {key.rpartition(".")[0] if kind == "missing" else key for key, kind in kinds.items()}
@@ -108,13 +112,21 @@ def _only(candidates: list[str]) -> str:
 
 
 def _key(location: tuple[int | str, ...]) -> str:
-    """The dotted key of pydantic's location; entries of a list belong to their field."""
-    return ".".join(part for part in location if isinstance(part, str))
+    """The dotted key of pydantic's location; entries of a list belong to their field, tags of a union to nobody."""
+    key = ""
+    for part in location:
+        longer = f"{key}.{part}" if key else str(part)
+        if find(longer) is not None:
+            key = longer
+    return key
 
 
-def _kind(entry: Mapping[str, Any]) -> str:
-    """Pydantic's name of the fault; a list that is too short is not a missing key."""
-    return "short" if isinstance(entry["loc"][-1], int) else entry["type"]
+def _faulty(entry: Mapping[str, Any]) -> tuple[str, str]:
+    """The dotted key and pydantic's name of the fault; a list that is too short is not a missing key."""
+    key, kind = _key(entry["loc"]), entry["type"]
+    if kind == "union_tag_invalid":
+        return f"{key}.name", kind
+    return key, "short" if isinstance(entry["loc"][-1], int) else kind
 
 
 def _clashes(error: ValidationError) -> list[Clash]:
@@ -150,7 +162,13 @@ def _sentence(key: str, kind: str, values: dict[str, Any]) -> str:
     """What was given for `key` and what is allowed."""
     info = find(key)
     assert info is not None  # keys that the schema lacks never reach pydantic
-    return f"missing; give {allowed(info)}." if kind == "missing" else refuse(_value(key, values), info)
+    if kind == "missing":
+        return f"missing; give {allowed(info)}."
+    if kind == "extra_forbidden":
+        parent = key.rpartition(".")[0]
+        name = values[parent].get("name", Recipe.model_fields[parent].default.name)
+        return f"{parent}.name={name} knows no such field; leave it out, or extend a recipe made for {name}."
+    return refuse(_value(key, values), info)
 
 
 def _value(key: str, values: dict[str, Any]) -> Any:

@@ -12,7 +12,8 @@ from typing import Any
 
 from mimkit.errors import UserError, nearest
 from mimkit.recipes import faults
-from mimkit.recipes.schema import Part, Recipe
+from mimkit.recipes.model_parts import Part
+from mimkit.recipes.schema import Recipe
 from mimkit.recipes.text import Document, dump, read, read_value, section, show, variants
 
 __all__ = ["about", "difference", "dump", "names", "resolve", "show"]

@@ -5,17 +5,27 @@ keys; `recipes.load` turns what pydantic finds into sentences. Defaults are the 
 (He et al. 2022, table 8) where the paper has a say.
 """
 
+import math
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from mimkit.errors import UserError
-
-
-def _pair(value: object) -> object:
-    """Let `224` stand for `[224, 224]`."""
-    return (value, value) if isinstance(value, int) and not isinstance(value, bool) else value
+from mimkit.recipes.model_parts import (
+    MAE,
+    MCMAE,
+    AreaShare,
+    Decay,
+    HybridEncoder,
+    Method,
+    Part,
+    PlainEncoder,
+    Positive,
+    Share,
+    Size,
+    encoder_kind,
+)
 
 
 class Misfit(ValueError):
@@ -24,82 +34,6 @@ class Misfit(ValueError):
     def __init__(self, clashes: list[tuple[tuple[str, ...], str]]) -> None:
         super().__init__("; ".join(sentence for _, sentence in clashes))
         self.clashes = clashes
-
-
-# A string among the metadata is how messages word what is allowed.
-Side = Annotated[int, Field(ge=1)]
-Size = Annotated[
-    tuple[Side, Side], BeforeValidator(_pair), "a whole number of at least 1, or two as [height, width]"
-]
-Share = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[float, Field(gt=0)]
-AreaShare = Annotated[float, Field(gt=0, le=1)]
-Decay = Annotated[float, Field(ge=0, lt=1)]
-
-
-class Part(BaseModel):
-    """A section of a recipe: frozen, and strict about its keys."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
-
-
-class Encoder(Part):
-    """The backbone."""
-
-    name: str = "vit_base"
-    """Backbone by name (`mimkit models` lists them), or `timm:NAME` where features are all that is asked."""
-    patch: Size = (16, 16)
-    """Patch height and width in pixels; one number for a square."""
-    positions: Literal["sincos", "learned"] = "sincos"
-    """Position table: fixed sine-cosine (MAE) or learned."""
-    class_token: bool = True
-    """Whether a class token is put in front of the patches."""
-    drop_path: Share = 0.0
-    """Stochastic depth of the last block; it grows linearly from 0 over the depth. MAE pre-trains without."""
-    layer_scale: Annotated[float, Field(gt=0)] | None = None
-    """Initial value of a learned scale on each residual branch; none in MAE."""
-    checkpointing: bool = False
-    """Recompute activations in the backward pass: about a third more time, far less memory."""
-    init: str | None = None
-    """Start from these weights: a run folder, a published file, `timm:NAME` or `hf:FOLDER`. None: from scratch."""
-
-
-class MaskRule(Part):
-    """What is hidden from the encoder."""
-
-    kind: Literal["random", "block", "grid"] = "random"
-    """Random cells (MAE), blocks (BEiT), or a regular grid that keeps one cell in four (MAE, table 1f)."""
-    ratio: Annotated[float, Field(gt=0, lt=1)] = 0.75
-    """Share of the cells that is hidden."""
-
-
-class Decoder(Part):
-    """The light decoder that pre-training throws away."""
-
-    width: Annotated[int, Field(gt=0)] = 512
-    """Channels (MAE, table 1b)."""
-    depth: Annotated[int, Field(ge=1)] = 8
-    """Transformer blocks (MAE, table 1a)."""
-    heads: Annotated[int, Field(ge=1)] = 16
-    """Attention heads; must divide the width."""
-
-
-class Method(Part):
-    """The pre-training task."""
-
-    name: Literal["mae"] = "mae"
-    """Masked autoencoder."""
-    mask: MaskRule = MaskRule()
-    """What is hidden."""
-    decoder: Decoder = Decoder()
-    """The decoder."""
-    norm_pix: bool = True
-    """Predict pixels normalised by the mean and deviation of their own patch (better features, MAE table 1d)."""
-    decode: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Share of the hidden patches that is decoded and predicted. 0.5 saves a fifth of the arithmetic of ViT-B."""
-    min_std: Annotated[float, Field(ge=0)] = 0.0
-    """Floor on a patch's deviation when targets are normalised (in units of normalised pixels): keeps near-constant
-    patches, as in microscopy or night images, from blowing noise up to full contrast. 0 is the published rule."""
 
 
 class Classify(Part):
@@ -273,9 +207,12 @@ class Recipe(Part):
     """The recipe's name; part of the run folder's name."""
     about: str = ""
     """Paper, table, expected time and result, and the command."""
-    encoder: Encoder = Encoder()
+    encoder: Annotated[
+        Annotated[PlainEncoder, Tag("plain")] | Annotated[HybridEncoder, Tag("hybrid")],
+        Discriminator(encoder_kind),
+    ] = PlainEncoder()
     """The backbone."""
-    method: Method | None = None
+    method: Annotated[MAE | MCMAE, Discriminator("name")] | None = None
     """The pre-training task; a recipe has this or `task`. Where it has neither, this with its defaults."""
     task: Classify | None = None
     """The downstream task that an encoder is fine-tuned or probed for."""
@@ -312,10 +249,13 @@ class Recipe(Part):
     @model_validator(mode="before")
     @classmethod
     def _one_purpose(cls, values: Any) -> Any:
-        """A recipe that says nothing of its purpose pre-trains."""
-        if isinstance(values, dict) and values.get("method") is None and values.get("task") is None:
-            return {**values, "method": {}}
-        return values
+        """A recipe that says nothing of its purpose pre-trains; a method without a name is MAE."""
+        if not isinstance(values, dict):
+            return values
+        method = values.get("method")
+        if method is None and values.get("task") is None:
+            method = {}
+        return {**values, "method": {"name": "mae", **method}} if isinstance(method, dict) else values
 
     @model_validator(mode="after")
     def _parts_fit(self) -> "Recipe":
@@ -323,6 +263,8 @@ class Recipe(Part):
             *_purpose(self),
             *_sizes(self),
             *_heads(self.method),
+            *_method(self.encoder, self.method),
+            *_masks(self),
             *_labels(self),
             *_crops(self.data),
             *_channels(self.data),
@@ -336,6 +278,8 @@ Clashes = Iterator[tuple[tuple[str, ...], str]]
 
 
 def _sizes(recipe: Recipe) -> Clashes:
+    if isinstance(recipe.encoder, HybridEncoder) and recipe.method is None:
+        return  # it pads
     for side, cell, axis in zip(recipe.data.size, recipe.encoder.patch, ("height", "width"), strict=True):
         if side % cell:
             low = side // cell * cell
@@ -388,6 +332,54 @@ def _heads(method: Method | None) -> Clashes:
             ("method.decoder.heads", "method.decoder.width"),
             f"method.decoder.heads: {decoder.heads} heads do not divide the decoder's width {decoder.width}; "
             "use a number that does.",
+        )
+
+
+def _method(encoder: PlainEncoder | HybridEncoder, method: Method | None) -> Clashes:
+    hybrid = isinstance(encoder, HybridEncoder)
+    if isinstance(encoder, HybridEncoder) and encoder.kernel % 2 == 0:
+        yield (
+            ("encoder.kernel",),
+            f"encoder.kernel: a kernel of {encoder.kernel} has no middle to lie on a position; use an odd one: 3, 5, 7 "
+            "or 9.",
+        )
+    if isinstance(method, MCMAE) and not hybrid:
+        yield (
+            ("method.name", "encoder.name"),
+            f"method.name: mcmae fuses features of several strides, and {encoder.name} has one; use "
+            "encoder.name=mcmae_base or its like, or method.name=mae.",
+        )
+    if isinstance(method, MAE) and isinstance(encoder, HybridEncoder) and encoder.masking == "tokens":
+        yield (
+            ("encoder.masking", "method.name"),
+            "encoder.masking: a mask on tokens is made for method.name=mcmae; use that, or masking=units.",
+        )
+
+
+def _masks(recipe: Recipe) -> Clashes:
+    """Complementary masks divide the cells of an image evenly."""
+    method = recipe.method
+    if method is None or not method.mask.complementary:
+        return
+    ratio, key = method.mask.ratio, "method.mask.complementary"
+    count = round(1 / (1 - ratio))
+    cell = (4, 4) if getattr(recipe.encoder, "masking", "units") == "tokens" else recipe.encoder.patch
+    cells = math.prod(-(-side // step) for side, step in zip(recipe.data.size, cell, strict=True))
+    if abs(count * (1 - ratio) - 1) > 1e-9 or cells % count:
+        yield (
+            (key, "method.mask.ratio", "data.size"),
+            f"{key}: {cells} cells cannot be shared out evenly with {ratio:g} hidden each time; use a ratio of 1/2, "
+            "2/3, 3/4 ... and a number of cells that it divides.",
+        )
+    if method.mask.kind != "random":
+        yield (
+            (key, "method.mask.kind"),
+            f"{key}: only random masks have complements; use method.mask.kind=random.",
+        )
+    if method.decode < 1:
+        yield (
+            (key, "method.decode"),
+            f"{key}: every hidden cell is decoded then; leave method.decode={method.decode:g} out.",
         )
 
 

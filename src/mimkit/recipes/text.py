@@ -134,14 +134,19 @@ def variants(annotation: Any) -> set[Any]:
 
 
 def section(annotation: Any) -> type[BaseModel] | None:
-    """The model behind the annotation of a section of a recipe, else None."""
+    """The model behind the annotation of a section of a recipe, else None; the nearest common base of a union's."""
     models = [k for k in variants(annotation) if isinstance(k, type) and issubclass(k, BaseModel)]
-    return models[0] if models else None
+    if not models:
+        return None
+    return next(base for base in models[0].__mro__ if all(issubclass(model, base) for model in models))
 
 
 def fields(model: type[BaseModel]) -> Mapping[str, FieldInfo]:
-    """The fields of a section by name."""
-    return model.model_fields
+    """The fields of a section by name; of a union's base those that only some of its members have, too."""
+    found = dict(model.model_fields)
+    for member in model.__subclasses__():
+        found |= {name: info for name, info in fields(member).items() if name not in found}
+    return found
 
 
 def _plain(node: yaml.Node, annotation: Any, key: str, document: Document) -> Any:
@@ -207,7 +212,7 @@ def _syntax(error: yaml.YAMLError) -> str:
 
 
 def _lines(part: BaseModel, indent: str, comments: bool) -> Iterator[str]:
-    for name, info in fields(type(part)).items():
+    for name, info in type(part).model_fields.items():
         value = getattr(part, name)
         if comments:
             if isinstance(value, BaseModel) and not indent:

@@ -48,7 +48,8 @@ class Classifier(Task[ClassPredictions]):
     class token behind the encoder's norm. smoothing: of the targets that come as labels (soft targets are taken as
     they are). weights: a factor on the loss of each class, for classes of unequal size.
     blocks: train the last so many blocks alone, with norm and head; 0.5 is the MLP half of the last one (figure 9).
-    probe: the linear probe of appendix A.1; the encoder is frozen and always in evaluation mode.
+    probe: the linear probe of appendix A.1; the encoder is frozen and always in evaluation mode. Where it ends without
+    a norm, a frozen one stands behind the pooling (the published MCMAE).
     """
 
     name = "classify"
@@ -70,12 +71,13 @@ class Classifier(Task[ClassPredictions]):
         self.encoder, self.classes, self.pooling = encoder, tuple(classes), pooling
         self.smoothing, self.probe = smoothing, probe
         width = encoder.levels[-1].channels
-        behind = pooling == "mean" and not probe and encoder.drop_norm()
+        behind = pooling == "mean" and (encoder.ends_raw or (not probe and encoder.drop_norm()))
         self.head = probe_head(width, len(classes)) if probe else fresh_head(width, len(classes))
         self.fc_norm = nn.LayerNorm(width, eps=eps) if behind else nn.Identity()  # in the published order
         factors = None if weights is None else torch.tensor(weights, dtype=torch.get_default_dtype())
         self.register_buffer("weights", factors, persistent=False)
         train_last(encoder, 0 if probe else blocks, norm=not probe)
+        self.fc_norm.requires_grad_(not probe)  # of a probe: as it starts, or as the file has it
         self.train()
 
     def losses(self, batch: Batch) -> Loss:

@@ -117,9 +117,11 @@ def _from_name(text: str, kind: str, name: str, overrides: Sequence[str]) -> Mod
     """A timm model with its published weights, or an encoder of mimkit or timm with random ones."""
     if kind == "timm":
         return _foreign(text, open_source(text), overrides)
-    patch = VARIANTS[name].patch if name in VARIANTS else 16
-    settings = [says("encoder.name", name), says("encoder.patch", patch), says("data.channels", 3)]
-    recipe = load.resolve("mae_base", [*settings, *statistics(text, 3, None, None), *overrides])
+    settings = [says("encoder.name", name), says("data.channels", 3)]
+    if name in VARIANTS:
+        settings.append(says("encoder.patch", VARIANTS[name].patch))
+    base = "mcmae_base" if name.startswith("mcmae_") else "mae_base"
+    recipe = load.resolve(base, [*settings, *statistics(text, 3, None, None), *overrides])
     torch.manual_seed(recipe.train.seed)  # the same random weights each time, and in every process
     encoder = build.encoder(recipe)
     report = LoadReport(text, "random weights", (), fresh={"nothing was loaded": tuple(encoder.state_dict())})

@@ -9,7 +9,7 @@ from mimkit.zoo.rules import Family, explained
 
 __all__ = ["families", "recognise"]
 
-FAMILIES = ("mimkit.zoo.mae",)
+FAMILIES = ("mimkit.zoo.mcmae", "mimkit.zoo.mae")
 
 
 def families() -> list[Family]:

@@ -31,6 +31,7 @@ Reasons = dict[str, tuple[str, ...]]  # reason -> names
 
 OTHER_DECODER = "the file's decoder is of another size or predicts other patches"
 OTHER_HEAD = "a classification head for another number of classes"
+FUSION = "the fusion of the levels, which only pre-training has"
 TOKEN_NORM = "the norm of the tokens, which this model has behind its pooling instead"
 
 
@@ -134,7 +135,8 @@ def _choose(reading: Reading, own: Tensors) -> tuple[Tensors, Reasons]:
         drop("a decoder, which an encoder alone does not have", _decoder(take))
     elif not _same_decoder(take, own):
         drop(OTHER_DECODER, _decoder(take))
-    for part, what in (("head.", HEAD), ("fc_norm.", POOL_NORM), ("encoder.norm.", TOKEN_NORM)):
+    parts = ("head.", HEAD), ("fc_norm.", POOL_NORM), ("encoder.norm.", TOKEN_NORM), ("fusion.", FUSION)
+    for part, what in parts:
         if not _part(own, part):
             drop(what, _part(take, part))
     if any(take[name].shape != own[name].shape for name in _part(take, "head.") if name in own):
@@ -170,6 +172,8 @@ def _reason(name: str, decoder_in_file: bool, aside: Reasons) -> str:
         if OTHER_DECODER in aside:
             return OTHER_DECODER
         return "" if decoder_in_file else "the file holds no decoder"
+    if name.startswith("fusion."):
+        return "the file holds no fusion of the levels, so it starts anew"
     if name.startswith("head."):
         return OTHER_HEAD if OTHER_HEAD in aside else "the file holds no classification head"
     if name.startswith("fc_norm."):

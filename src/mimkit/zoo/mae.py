@@ -79,7 +79,10 @@ def _hub(name: str, root: str, layer: str, decoder_layer: str, block: dict[str, 
 CLASSIFIER = (Rule(("fc_norm.{p}",), "fc_norm.{p}"), Rule(("head.{rest}",), "head.{rest}"))
 OWN = Family(
     "mimkit",
-    (Rule(("encoder.{rest}",), "encoder.{rest}"), Rule(("decoder.{rest}",), "decoder.{rest}"), *CLASSIFIER),
+    (
+        *(Rule((f"{part}.{{rest}}",), f"{part}.{{rest}}") for part in ("encoder", "fusion", "decoder")),
+        *CLASSIFIER,
+    ),
 )
 PUBLISHED = _published()
 HUB = [

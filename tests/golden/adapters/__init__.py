@@ -9,7 +9,16 @@ import torch
 
 from ..runner import Case, Outputs
 
-MODULES = ("mae", "mae_parts", "classify", "classify_parts", "analysis", "analysis_swin")
+MODULES = (
+    "mae",
+    "mae_parts",
+    "mcmae",
+    "mcmae_parts",
+    "classify",
+    "classify_parts",
+    "analysis",
+    "analysis_swin",
+)
 
 
 class Family(NamedTuple):
