@@ -1,5 +1,6 @@
 """Maskers: how many cells they hide, that they are a function of the generator alone, and what padding does to them."""
 
+import math
 import random
 
 import numpy as np
@@ -16,12 +17,14 @@ from mimkit.masks import (
     Masker,
     RandomMasker,
     at_ratio,
+    avg_distance,
     build_masker,
     collate,
     from_hidden,
     hide_blocks,
     indices,
     kept,
+    mean_avg_distance,
     visible_count,
 )
 
@@ -228,3 +231,24 @@ def test_another_ratio_keeps_the_rule() -> None:
 def test_an_unknown_kind_is_refused() -> None:
     with pytest.raises(UserError, match="known are 'random', 'block' and 'grid'"):
         build_masker("blocks", 0.5, UNIT)
+
+
+def test_avg_distance_of_known_masks() -> None:
+    single = np.zeros((5, 5), dtype=bool)
+    single[2, 2] = True
+    assert avg_distance(single) == 1
+    for half in (1, 2, 5):  # a stripe of width 2m between visible halves: (m + 1) / 2
+        stripe = np.zeros((3, 20), dtype=bool)
+        stripe[:, 10 - half : 10 + half] = True
+        assert avg_distance(stripe) == pytest.approx((half + 1) / 2)
+    assert math.isnan(avg_distance(np.ones((2, 2), dtype=bool)))
+    assert math.isnan(avg_distance(np.zeros((2, 2), dtype=bool)))
+    assert avg_distance(single, (4, 4)) == 1.25  # 12 pixels at 1, 4 at 2
+
+
+def test_mean_avg_distance_of_random_masks_is_in_the_papers_table() -> None:
+    masker = build_masker("random", 0.6, (32, 32))
+    assert mean_avg_distance(masker, (192, 192), samples=60) == pytest.approx(15.4, rel=0.1)
+    assert mean_avg_distance(masker, (192, 192), 5, seed=1) == mean_avg_distance(
+        masker, (192, 192), 5, seed=1
+    )

@@ -108,6 +108,11 @@ class Sums:
         """One block: the features of every layer of one model or two, (n, F), or (n, T, C) for tokens."""
         ready = [[self._prepared(x) for x in own] for own in models]
         made = [[x for x, _ in own] for own in ready]
+        if len(counts := sorted({len(x) for own in made for x in own})) > 1:
+            raise UserError(
+                f"CKA needs the same examples everywhere, and layers have {counts[0]} and {counts[-1]} of them; take "
+                "images or their pooled tokens as examples."
+            )
         shares = [np.array([share for _, share in own]) for own in ready]
         pairs = pairwise_features if self.tokens else pairwise
         cross = pairs(made[0], made[-1], self.estimator)

@@ -183,8 +183,8 @@ def _diversity(curves: _Curves) -> Finding | None:
     if least < 0.5 * middle:
         return None
     text = (
-        f"head diversity is kept: KL between heads in the last third is at least {least:.2f} nats, {least / middle:.2f} "
-        "of the median over layers"
+        f"head diversity is kept: KL between heads in the last third is at least {least:.2f} nats, "
+        f"{least / middle:.2f} of the median over layers"
     )
     return Finding("diversity_kept", text, {"least": least, "median": middle}, "masked models, figure 4")
 
@@ -218,8 +218,8 @@ def _trust(curves: _Curves) -> Finding | None:
     if least >= 0.5:
         return None
     text = (
-        f"warning: in layer {int(curves.mass.argmin()) + 1} patches give only {least:.2f} of their attention to patches, "
-        "the rest to class token or registers; distance, entropy and head diversity say little"
+        f"warning: in layer {int(curves.mass.argmin()) + 1} patches give only {least:.2f} of their attention to "
+        "patches, the rest to class token or registers; distance, entropy and head diversity say little"
     )
     return Finding("trust", text, {"patch_mass": least})
 

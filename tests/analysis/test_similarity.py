@@ -1,0 +1,139 @@
+"""CKA: invariances, blocks that follow the samples and not the loader, two models, bad input."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from mimkit import analysis, encoders
+from mimkit.analysis import hsic
+from mimkit.data.batch import Batch
+from mimkit.errors import UserError
+
+
+def one(x: Tensor, y: Tensor, estimator: str = "unbiased") -> float:
+    sums = hsic.Sums(estimator)
+    sums.add([x], [y])
+    return float(sums.ratio([("a", ["x"]), ("b", ["y"])])[0, 0])
+
+
+def features(n: int, d: int, seed: int) -> Tensor:
+    return torch.randn(n, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("estimator", ["biased", "unbiased"])
+def test_orthogonal_maps_scaling_and_shifts_change_nothing(estimator: str) -> None:
+    x, y = features(30, 8, 0), features(30, 8, 1)
+    y = x + y
+    turned = 3 * x @ torch.linalg.qr(features(8, 8, 2))[0] + 100
+    assert one(x, x, estimator) == pytest.approx(1)
+    assert one(x, turned, estimator) == pytest.approx(1)
+    assert one(turned, y, estimator) == pytest.approx(one(x, y, estimator))
+    assert one(x, y, estimator) == pytest.approx(one(y, x, estimator))
+
+
+def test_independent_features_have_none_when_unbiased_and_some_when_biased() -> None:
+    x, y = features(1000, 10, 0), features(1000, 10, 1)
+    assert abs(one(x, y)) < 0.02
+    assert 0.003 < one(x, y, "biased") < 0.03
+
+
+@pytest.mark.parametrize("estimator", ["biased", "unbiased"])
+def test_both_forms_agree(estimator: str) -> None:
+    x, y = features(40, 6, 0), features(40, 5, 1)
+    grams = hsic.pairwise([hsic.gram(x)[0]], [hsic.gram(y)[0]], estimator)
+    torch.testing.assert_close(hsic.pairwise_features([x], [y], estimator), grams)
+
+
+def model(seed: int = 0, layers: int = 3) -> encoders.Encoder:
+    torch.manual_seed(seed)
+    return encoders.build(f"vit:32x{layers}x2", size=(32, 32)).double()
+
+
+IMAGES = torch.randn(27, 3, 32, 32, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+
+
+def batches(order: list[int], size: int) -> Iterator[Batch]:
+    for part in torch.tensor(order).split(size):
+        yield Batch(IMAGES[part], part)
+
+
+def test_the_loaders_batches_and_the_order_in_a_block_change_nothing() -> None:
+    vit = model()
+    straight = analysis.cka(vit, batches(list(range(27)), 4), block=8)
+    assert (straight.images, straight.left_out) == (24, 3)
+    assert "3 images were left out" in straight.notes[0]
+    mixed = [i + 8 * block for block in range(3) for i in (3, 7, 0, 1, 6, 2, 5, 4)] + [26, 24, 25]
+    for order, size in ((mixed, 5), (list(range(27)), 27), (list(reversed(range(27))), 6)):
+        other = analysis.cka(vit, batches(order, size), block=8)
+        np.testing.assert_allclose(other.values, straight.values, atol=1e-6)
+    np.testing.assert_allclose(np.diag(straight.values), 1, atol=1e-9)
+    np.testing.assert_allclose(straight.values, straight.values.T, atol=1e-9)
+
+
+def test_all_at_once_does_not_depend_on_any_order() -> None:
+    vit = model()
+    shuffled = torch.randperm(27, generator=torch.Generator().manual_seed(1)).tolist()
+    whole = analysis.cka(vit, batches(list(range(27)), 9), block=None)
+    other = analysis.cka(vit, batches(shuffled, 7), block=None)
+    np.testing.assert_allclose(whole.values, other.values, atol=1e-9)
+    assert whole.images == 27 and whole.stored_mib == pytest.approx(27 * 3 * 4 * 32 * 8 / 2**20)
+
+
+def test_samples_of_a_larger_set_are_put_together_by_index() -> None:
+    vit = model()
+    sparse = [Batch(IMAGES[:12], torch.arange(12) * 1000)]
+    found = analysis.cka(vit, sparse, block=8)
+    np.testing.assert_allclose(found.values, analysis.cka(vit, [IMAGES[:12]], block=8).values, atol=1e-9)
+
+
+@pytest.mark.parametrize("examples", ["images", "pooled"])
+def test_two_models_of_different_depth_and_size_are_compared(examples: str) -> None:
+    small, large = model(0), model(1, layers=2)
+    bigger = nn.functional.interpolate(IMAGES, size=(48, 48))
+    found = analysis.cka(
+        small, IMAGES.split(9), large, examples=examples, names=("a", "b"), loader_b=bigger.split(9)
+    )
+    assert found.values.shape == (3, 2)
+    table = found.to_frame()
+    assert table["model"][0] == "a" and table["model_b"][0] == "b" and len(table["value"]) == 6
+    back = analysis.cka(large, bigger.split(9), small, examples=examples, loader_b=IMAGES.split(9))
+    np.testing.assert_allclose(back.values, found.values.T, atol=1e-9)
+
+
+def test_tokens_are_examples_only_where_both_models_have_the_same() -> None:
+    small, large = model(0), model(1, layers=2)
+    found = analysis.cka(small, IMAGES.split(9), large, examples="tokens")
+    assert found.values.shape == (3, 2) and found.examples == "tokens"
+    bigger = nn.functional.interpolate(IMAGES, size=(48, 48))
+    with pytest.raises(UserError, match="108 and 243"):
+        analysis.cka(small, IMAGES.split(9), large, examples="tokens", loader_b=bigger.split(9))
+
+
+class Constant(nn.Module):
+    """A first layer that says the same whatever it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)])
+        nn.init.zeros_(self.layers[0].weight)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.layers[1](self.layers[0](images))
+
+
+def test_what_cannot_be_compared_is_said_in_a_sentence() -> None:
+    with pytest.raises(UserError, match="at least 4 images"):
+        analysis.cka(model(), [IMAGES[:3]])
+    with pytest.raises(UserError, match=r"'layers\.0' in Constant are the same for all examples"):
+        analysis.cka(Constant(), [IMAGES.float()])
+    with pytest.raises(UserError, match="estimator 'debiased'"):
+        analysis.cka(model(), [IMAGES], estimator="debiased")
+    with pytest.raises(UserError, match="'patches' as examples"):
+        analysis.cka(model(), [IMAGES], examples="patches")
+    with pytest.raises(UserError, match="at least 4 images, not 2"):
+        analysis.cka(model(), [IMAGES], block=2)
+    with pytest.raises(UserError, match="no blocks"):
+        analysis.cka(nn.Conv2d(3, 3, 3), [IMAGES.float()])
