@@ -242,3 +242,16 @@ def test_starts_are_drawn_with_their_spread_and_a_line_where_guessing_stands() -
     figure = plots.starts([("frozen", [curve]), ("fine-tuned", [curve])], 0.25, "title")
     assert len(figure.axes) == 2 and "largest class" in texts(figure)
     assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["1", "100"]
+
+
+@pytest.mark.parametrize("near", [0, 2])
+def test_predictors_beyond_the_chart_of_the_loss_are_named_inside_it(near: int) -> None:
+    names = ("zero", "image_mean", "nearest_visible", "patch_mean")
+    trivial = {name: 1.5 if place < near else 0.3 for place, name in enumerate(names)}
+    figure = plots.loss_curve(np.arange(20), np.linspace(1.8, 1.4, 20), trivial=trivial)
+    figure.set_size_inches(5.2, 2.4)
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    legend, chart = axes.get_legend().get_window_extent(), axes.get_window_extent()
+    assert chart.x0 <= legend.x0 and legend.x1 <= chart.x1 and chart.y0 <= legend.y0
+    assert "nearest visible 0.3" in texts(figure)

@@ -1,5 +1,6 @@
 """Curves of a run and of its probes: one function draws on given axes, another makes the figure around it."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -119,16 +120,24 @@ def draw_loss(axes: "Axes", loss: Series, trivial: Mapping[str, float], fixed: S
     bottom, top = min([bottom, *near.values()]), max([top, *near.values()])
     margin = 0.06 * (top - bottom) or 0.05 * abs(top) or 0.1
     axes.set_ylim(bottom - margin, top + margin)
-    _make_room(axes, len(near) + (len(near) < len(trivial)))
+    far = _beyond({name: value for name, value in trivial.items() if name not in near})
+    rows = -(-(len(near) + bool(far)) // 2) + max(0, len(far) - 1)
+    _make_room(axes, 2 * rows)
     for (name, value), colour, dash in zip(
         near.items(), (VERMILLION, GREEN, PURPLE, ORANGE), DASHES, strict=False
     ):
         axes.axhline(value, color=colour, linestyle=dash, linewidth=1.4, label=f"{words(name)} {value:.3g}")
-    far = [f"{words(name)} {value:.3g}" for name, value in trivial.items() if name not in near]
     if far:
-        axes.plot([], [], " ", label="beyond this chart: " + ", ".join(far))
+        axes.plot([], [], " ", label="\n".join(far))
     if trivial:
         legend(axes, "upper right", 2)
+
+
+def _beyond(far: Mapping[str, float]) -> list[str]:
+    """The lines of a legend's entry for what lies outside a chart, no wider than a column; names keep their values."""
+    each = [f"{words(name)} {value:.3g}".replace(" ", "\u00a0") for name, value in far.items()]
+    lines = textwrap.wrap("beyond this chart: " + ", ".join(each), 36) if each else []
+    return [line.replace("\u00a0", " ") for line in lines]
 
 
 def draw_lines(
@@ -250,6 +259,8 @@ def tidy(axes: "Axes", xlabel: str, ylabel: str) -> None:
     axes.grid(True, axis="y", color=GRID, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.tick_params(colors=MUTED, labelsize=8)
+    if xlabel == "step":
+        axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_xlabel(xlabel, fontsize=9, color=INK)
     axes.set_ylabel(ylabel, fontsize=9, color=INK)
     for text in (axes.xaxis.get_offset_text(), axes.yaxis.get_offset_text()):
