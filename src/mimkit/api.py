@@ -9,12 +9,13 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from mimkit.analysis.comparison import Comparison
     from mimkit.analysis.probe import ProbeTable
     from mimkit.data.check import CheckReport
+    from mimkit.data.prepare import PrepareReport
     from mimkit.data.stats import Stats
     from mimkit.verbs.demo import DemoResult
     from mimkit.verbs.embed import Embedding
@@ -216,12 +217,18 @@ def data_check(
     return found
 
 
-def data_stats(path: str | Path) -> "Stats":
-    """Mean and deviation of each channel, and how many channels and bits the images have."""
+def data_stats(
+    path: str | Path, jobs: int | None = None, progress: Callable[[int, int], None] | None = None
+) -> "Stats":
+    """Mean and deviation of each channel, and how many channels and bits the images have; of 2000 at the most.
+
+    jobs: processes; None: one a core. progress: told (done, total).
+    """
     from mimkit.data.sources import open_source
     from mimkit.data.stats import channel_stats
+    from mimkit.data.workers import available_cores
 
-    return channel_stats(open_source(path))
+    return channel_stats(open_source(path), jobs=jobs or available_cores(), progress=progress)
 
 
 def data_prepare(
@@ -232,7 +239,7 @@ def data_prepare(
     quality: int = 92,
     jobs: int | None = None,
     progress: Callable[[int, int], None] | None = None,
-) -> Any:
+) -> "PrepareReport":
     """Copy images with the shorter side reduced to `short_side` pixels, as files or as tar shards; restartable."""
     from mimkit.data.prepare import prepare_copy
     from mimkit.data.sources import open_source

@@ -13,22 +13,21 @@ from mimkit.data.augment import View
 from mimkit.data.erasing import Erasing
 from mimkit.data.labelled import (
     FINETUNE,
-    PROBE,
     Augmentation,
     FinetuneData,
     LabelledBatch,
     clipped_box,
     clipped_sides,
-    finetune_batches,
     prepare_training,
 )
-from mimkit.data.loader import EvalData, eval_batches
+from mimkit.data.loader import EvalData, eval_batches, train_batches
 from mimkit.data.mixing import Mixing
 from mimkit.data.randaugment import RandAugment
 from mimkit.data.sources import open_source
 from mimkit.errors import DataError, UserError
 
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
+PROBE = Augmentation(crop="clipped", randaugment=None, erasing=None)
 PLAIN = Augmentation(scale=(1.0, 1.0), ratio=(1.0, 1.0), flip=0.0, randaugment=None, erasing=None)
 
 
@@ -49,7 +48,7 @@ def data_of(folder: Path, augmentation: Augmentation = FINETUNE, **options: obje
 
 
 def collected(data: FinetuneData, micro: int = 4, steps: int = 3, **options: int) -> list[LabelledBatch]:
-    return list(finetune_batches(data, 4, micro, 0, steps, **options))
+    return list(train_batches(data, 4, micro, 0, steps, **options))
 
 
 def assert_same(a: list[LabelledBatch], b: list[LabelledBatch]) -> None:
@@ -79,7 +78,7 @@ def test_two_processes_see_together_what_one_sees(folder: Path) -> None:
 
 def test_a_run_resumes_in_the_middle(folder: Path) -> None:
     data = data_of(folder)
-    assert_same(collected(data)[2:], list(finetune_batches(data, 4, 4, 2, 3)))
+    assert_same(collected(data)[2:], list(train_batches(data, 4, 4, 2, 3)))
 
 
 def test_an_image_looks_different_in_the_next_epoch(folder: Path) -> None:
@@ -185,7 +184,6 @@ def test_the_probes_crop_is_cut_to_the_image_and_lies_inside() -> None:
 
 
 def test_the_probes_augmentation_is_crop_and_flip_alone() -> None:
-    assert PROBE.randaugment is None and PROBE.erasing is None
     view = PROBE.view(np.random.default_rng(0), 40, 40)
     assert isinstance(view, View)
 

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from mimkit import encoders
 from mimkit.data.batch import Batch
-from mimkit.data.labelled import PROBE, FinetuneData, LabelledBatch, finetune_batches, prepare_training
-from mimkit.data.loader import eval_batches
+from mimkit.data.labelled import Augmentation, FinetuneData, LabelledBatch, prepare_training
+from mimkit.data.loader import eval_batches, train_batches
 from mimkit.data.mixing import Mixing, smooth_targets
 from mimkit.data.normalise import prepare
 from mimkit.data.sources import open_source
@@ -241,7 +241,7 @@ def finetuned(
     options = FitOptions(schedule, micro_batch=8, accumulate=2, writers=(), checkpoint_every=6)
 
     def batches(start: int) -> Iterator[LabelledBatch]:
-        return finetune_batches(data, 16, 8, start, steps, workers)
+        return train_batches(data, 16, 8, start, steps, workers)
 
     ready = partial(prepare_training, device="cpu", mean=GREY, std=GREY, mixing=Mixing(3))
     fit(model, adamw(groups, (0.9, 0.999)), batches, ready, options, run, resume=resume, bar=False)
@@ -274,14 +274,20 @@ def test_a_run_with_mixing_erasing_and_drop_path_is_the_same_with_workers(
 def test_a_probe_learns_with_lars_on_frozen_features(folder: Path, tmp_path: Path) -> None:
     model = Classifier(encoder_of(), CLASSES, pooling="mean", smoothing=0.0, probe=True)
     before = weights_of(model.encoder)
-    data = FinetuneData(open_source(folder, labels=True), (16, 16), 3, seed=0, augmentation=PROBE)
+    data = FinetuneData(
+        open_source(folder, labels=True),
+        (16, 16),
+        3,
+        seed=0,
+        augmentation=Augmentation(crop="clipped", randaugment=None, erasing=None),
+    )
     optimiser = LARS(pretrain_groups(model, 0.0))
     options = FitOptions(Schedule(2.0, epochs=40, steps_per_epoch=3), micro_batch=16, writers=())
     ready = partial(prepare_training, device="cpu", mean=GREY, std=GREY)
     fit(
         model,
         optimiser,
-        lambda s: finetune_batches(data, 16, 16, s, 120),
+        lambda s: train_batches(data, 16, 16, s, 120),
         ready,
         options,
         tmp_path,

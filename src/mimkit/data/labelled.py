@@ -6,7 +6,7 @@ In the loader: random resized crop, flip, RandAugment, and the rectangle of rand
 """
 
 import math
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -30,7 +30,6 @@ from mimkit.data.loader import (
     PretrainBatch,
     first_readable,
     stack,
-    train_batches,
     upright_size,
 )
 from mimkit.data.mixing import Mixing
@@ -79,7 +78,6 @@ class Augmentation:
 
 
 FINETUNE = Augmentation()
-PROBE = Augmentation(crop="clipped", randaugment=None, erasing=None)
 
 
 @dataclass(frozen=True)
@@ -180,21 +178,6 @@ def check_depth(source: Source) -> None:
                 f"RandAugment works on pictures of 8 bits, and {key!r} of {source.name} has {bits}; leave it out with "
                 "task.randaugment=null."
             )
-
-
-def finetune_batches(
-    data: FinetuneData,
-    batch_size: int,
-    micro_batch: int,
-    start_step: int,
-    steps: int,
-    workers: int = 0,
-    rank: int = 0,
-    world: int = 1,
-    pin: bool = False,
-) -> Generator[LabelledBatch, None, None]:
-    """The micro-batches of process `rank` of `world`, labelled; all as in `loader.train_batches`."""
-    return train_batches(data, batch_size, micro_batch, start_step, steps, workers, rank, world, pin)
 
 
 def prepare_training(

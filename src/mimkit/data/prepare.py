@@ -72,7 +72,7 @@ def prepare_copy(
     short_side: int,
     shards: int | None = None,
     jobs: int | None = None,
-    quality: int = 90,
+    quality: int = 92,
     progress: Progress | None = None,
 ) -> PrepareReport:
     """Copies `source` to the folder `out` with shorter sides of at most `short_side` pixels.

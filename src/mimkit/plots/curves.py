@@ -260,7 +260,7 @@ def tidy(axes: "Axes", xlabel: str, ylabel: str) -> None:
     axes.set_axisbelow(True)
     axes.tick_params(colors=MUTED, labelsize=8)
     if xlabel == "step":
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.locator_params(axis="x", integer=True)
     axes.set_xlabel(xlabel, fontsize=9, color=INK)
     axes.set_ylabel(ylabel, fontsize=9, color=INK)
     for text in (axes.xaxis.get_offset_text(), axes.yaxis.get_offset_text()):

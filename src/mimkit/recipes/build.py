@@ -41,6 +41,7 @@ from mimkit.tasks import Task
 log = logging.getLogger(__name__)
 
 STATS_IMAGES = 2000  # images that channels, mean and deviation are measured on
+FEW_IMAGES = 512  # up to which starting processes takes longer than reading does
 CPU_MICRO_BATCH = 64  # larger ones only cost memory there
 MEMORY_SHARE = 0.7  # of what is free; the rest is for the loader and the allocator's gaps
 
@@ -186,7 +187,8 @@ def settle_data(recipe: Recipe, images: Source) -> Recipe:
 def _measured(recipe: Recipe, images: Source) -> dict[str, object]:
     """Channels, mean and deviation from the recipe where it gives them, else from ImageNet or the images themselves."""
     part = recipe.data
-    stats = channel_stats(images, channels=part.channels, limit=STATS_IMAGES)
+    jobs = available_cores() if len(images) > FEW_IMAGES else 1
+    stats = channel_stats(images, channels=part.channels, limit=STATS_IMAGES, jobs=jobs)
     ordinary = stats.channels == 3 and stats.bits == 8
     mean = part.mean or (IMAGENET_MEAN if ordinary else stats.mean)
     std = part.std or (IMAGENET_STD if ordinary else stats.std)

@@ -1,5 +1,6 @@
 """Small files that verbs write where the user says, whole or not at all."""
 
+import errno
 import json
 import os
 from collections.abc import Iterator
@@ -39,6 +40,8 @@ def replacing(path: Path) -> Iterator[Path]:
         yield temporary
         temporary.replace(path)
     except OSError as error:
-        raise UserError(f"{path} cannot be written ({error.strerror}); choose another place.") from error
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        advice = "make room" if full else "choose another place"
+        raise UserError(f"{path} cannot be written ({error.strerror}); {advice}.") from error
     finally:
         temporary.unlink(missing_ok=True)

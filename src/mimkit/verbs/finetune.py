@@ -7,6 +7,7 @@ trains.
 """
 
 import logging
+import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -30,7 +31,6 @@ from mimkit.recipes.schema import Recipe
 from mimkit.tasks import Metric, Task
 from mimkit.verbs import training
 from mimkit.verbs.labels import LabelledSets, labelled_sets
-from mimkit.verbs.running import FEW
 from mimkit.verbs.start import Start, initialise, start_of
 from mimkit.verbs.training import Outcome, Place
 
@@ -88,10 +88,10 @@ def _train(recipe: Recipe, start: Start, sets: LabelledSets, place: Place) -> Ou
         place,
         {"task": recipe.tuning.name, "classes": list(classes), "head": recipe.tuning.head},
     )
-    return replace(outcome, message=_message(outcome, place.folder))
+    return replace(outcome, message=_message(outcome, shlex.quote(str(place.folder))))
 
 
-def _message(outcome: Outcome, folder: Path) -> str:
+def _message(outcome: Outcome, folder: str) -> str:
     top1 = outcome.row.get("val/top1")
     held = "" if top1 is None else f", top-1 {100 * top1:.1f} % on the held-out images"
     look = "mimkit predict" if top1 is None else "mimkit evaluate"
@@ -130,7 +130,7 @@ class _Validation:
         here, share = self.place.here, range(len(self.val))
         if self.together:
             share = share[here.rank :: here.world]
-        workers = (part.workers or 0) if len(share) > FEW else 0
+        workers = (part.workers or 0) if len(share) > build.FEW_IMAGES else 0
         batches = partial(eval_batches, self.val, part.size, part.channels, CHUNK, workers, share)
         bring = partial(prepare, device=self.place.device, mean=part.mean, std=part.std)
 

@@ -23,6 +23,7 @@ from mimkit.verbs import watch
 from mimkit.verbs.files import write_json
 from mimkit.verbs.models import open_model, with_decoder
 from mimkit.verbs.pretrain import find_recipe
+from mimkit.verbs.quiet import only_from
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +85,8 @@ def probe(model: str | Path, overrides: Sequence[str], out: Path | None) -> Prob
 
 def contact_sheet(source: str | Path, overrides: Sequence[str], out: Path, images: int) -> Path:
     """See `mimkit.api.data_show`."""
-    recipe = find_recipe(source, overrides)
+    with only_from(log.name):  # why a recipe is chosen matters to whoever trains with it
+        recipe = find_recipe(source, overrides)
     source_ = build.source(recipe)
     recipe = build.settle_data(recipe, source_)
     part = recipe.data

@@ -68,6 +68,11 @@ def _from_run(run: Path, overrides: Sequence[str]) -> Model:
     saved, recipe = load.resolve(run), load.resolve(run, overrides)
     _check_same_model(run, saved, recipe)
     folder = checkpoint.latest_good(run)
+    if saved.data.channels is None:
+        raise DataError(
+            f"{run / load.RUN_RECIPE} is not the recipe that the run wrote there (it leaves data.channels open); "
+            "restore it."
+        )
     model = _model_of(
         saved, checkpoint.read_state(folder)
     )  # tables as they were; they fit any size when it runs

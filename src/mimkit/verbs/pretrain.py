@@ -6,6 +6,7 @@ lets only a few fields change.
 """
 
 import logging
+import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -66,6 +67,8 @@ def choose_recipe(path: str, overrides: Sequence[str]) -> Recipe:
     log.info("Recipe for these images: %s", " ".join([name, *chosen]))
     for reason in reasons:
         log.info("  %s", reason)
+    if overrides:
+        log.info("  On top of it, as you say: %s", " ".join(overrides))
     recipe = load.resolve(name, [f"data.path={path}", *chosen, *overrides])
     if recipe.schedule.warmup_epochs >= recipe.train.epochs:  # the user wants fewer epochs than were chosen
         brief = recipe.schedule.model_copy(update={"warmup_epochs": recipe.train.epochs / WARMUP_SHARE})
@@ -114,7 +117,7 @@ def _train(recipe: Recipe, images: Source, place: Place, method: str) -> Outcome
             "target": "pixels normalised per patch" if recipe.pretraining.norm_pix else "pixels",
         },
     )
-    folder = place.folder
+    folder = shlex.quote(str(place.folder))
     message = (
         f"Done: {outcome.steps} steps, loss {outcome.loss:.4f}. Run folder {folder}; "
         f"look with `mimkit reconstruct {folder}` and `mimkit report {folder}`."

@@ -14,7 +14,6 @@ from mimkit.engine import devices
 from mimkit.recipes import build
 from mimkit.recipes.schema import Recipe
 
-FEW = 512  # images up to which starting loader processes takes longer than reading does
 CHUNK = 64  # images that go through the model at once
 Progress = Callable[[int, int], None] | None
 
@@ -47,7 +46,7 @@ class Runner:
         part = self.recipe.data
         assert part.channels is not None
         count, done = len(source) if ids is None else len(ids), 0
-        workers = self.workers if count > FEW else 0
+        workers = self.workers if count > build.FEW_IMAGES else 0
         pin = self.device.type == "cuda"
         for batch in eval_batches(source, part.size, part.channels, self.chunk, workers, ids, pin):
             self.skipped += batch.skipped
