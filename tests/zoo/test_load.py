@@ -285,6 +285,29 @@ def test_a_run_folder_gives_its_newest_checkpoint(tmp_path: Path) -> None:
     assert report.source == "run/checkpoints/step-100"
 
 
+def test_a_run_that_keeps_a_moving_average_gives_that_one(tmp_path: Path) -> None:
+    run, averaged = run_folder(tmp_path / "run", mae_of(), [16, 16]), mae_of()
+    trained = {name for name, parameter in averaged.named_parameters() if not name.endswith("pos_embed")}
+    kept = {name: x for name, x in averaged.state_dict().items() if name in trained}
+    newest = run / "checkpoints/step-100"
+    save_file(kept, newest / "ema.safetensors")
+    for source in (run, newest):
+        started = mae_of()
+        report = initialise(started, str(source))
+        assert report.source.endswith("(moving average)") and report.decoder
+        assert all(torch.equal(x, kept[name]) for name, x in started.state_dict().items() if name in trained)
+    raw = mae_of()
+    initialise(raw, str(newest / "model.safetensors"))
+    assert not torch.equal(raw.encoder.norm.weight, averaged.encoder.norm.weight)
+
+
+def test_a_run_without_a_step_warns_that_its_weights_are_random(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    initialise(mae_of(), str(run_folder(tmp_path / "run", mae_of(), [16, 16], (0,))))
+    assert "step-0 was saved before the first step: its weights are random" in caplog.text
+
+
 def test_the_recipe_beside_a_checkpoint_says_which_grid_its_table_has(tmp_path: Path) -> None:
     run = run_folder(tmp_path / "run", mae_of((8, 32)), [8, 32])
     for source in (run, run / "checkpoints/step-100", run / "checkpoints/step-100/model.safetensors"):

@@ -1,5 +1,7 @@
 """Where weights come from: a run folder, a file, an exported or downloaded folder, timm, the transformers hub."""
 
+import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,9 @@ from mimkit.zoo.weights import Weights
 
 __all__ = ["Weights", "open_source"]
 
-CHECKPOINTS, RECIPE, STATE = "checkpoints", "recipe.yaml", "state.json"
+log = logging.getLogger(__name__)
+
+CHECKPOINTS, RECIPE, STATE, AVERAGE = "checkpoints", "recipe.yaml", "state.json", "ema.safetensors"
 
 
 def open_source(source: str) -> Weights:
@@ -56,9 +60,11 @@ def _from_file(path: Path, label: str) -> Weights:
 
 
 def _from_run(folder: Path) -> Weights:
-    """The newest checkpoint of a run; a `step-N` folder is that checkpoint."""
+    """The newest checkpoint of a run; a `step-N` folder is that checkpoint. With the moving average of the weights
+    where it keeps one, as every verb that looks at a run has it.
+    """
     if (folder / MODEL).is_file():
-        return _from_file(folder / MODEL, f"{folder.name}/{MODEL}")
+        return _averaged(_from_file(folder / MODEL, f"{folder.name}/{MODEL}"), folder)
     steps = [step for step in (folder / CHECKPOINTS).glob("step-*") if (step / MODEL).is_file()]
     numbered = [(int(step.name.removeprefix("step-")), step) for step in steps if step.name[5:].isdigit()]
     if not numbered:
@@ -66,8 +72,18 @@ def _from_run(folder: Path) -> Weights:
             f"{folder} is no run folder with a checkpoint ({CHECKPOINTS}/step-N/{MODEL}); "
             "for a folder of the transformers hub write hf:FOLDER."
         )
-    _, newest = max(numbered)
-    return _from_file(newest / MODEL, f"{folder.name}/{CHECKPOINTS}/{newest.name}")
+    step, newest = max(numbered)
+    if step == 0:
+        log.warning("%s was saved before the first step: its weights are random.", newest)
+    return _averaged(_from_file(newest / MODEL, f"{folder.name}/{CHECKPOINTS}/{newest.name}"), newest)
+
+
+def _averaged(weights: Weights, checkpoint: Path) -> Weights:
+    """`weights` with the trained ones replaced by their moving average, where the checkpoint holds it."""
+    if not (checkpoint / AVERAGE).is_file():
+        return weights
+    tensors = {**weights.tensors, **read_tensors(checkpoint / AVERAGE).tensors}
+    return replace(weights, tensors=tensors, label=f"{weights.label} (moving average)")
 
 
 def _recipe_of(path: Path) -> dict[str, Any]:
