@@ -1,6 +1,7 @@
-"""Makes `published.json`, the shapes of the published MAE files with the blocks of one name laid together.
+"""Makes `published*.json`, the shapes of the published files with the blocks of one name laid together.
 
 From the root: python tests/zoo/compact.py ../shared/reference/mae/checkpoints.json > tests/zoo/published.json
+and with mcmae for `published_mcmae.json`.
 """
 
 import json
@@ -8,7 +9,7 @@ import re
 import sys
 from pathlib import Path
 
-BLOCK = re.compile(r"(?<=blocks\.|.layer\.|layers\.)\d+(?=\.)")
+BLOCK = re.compile(r"(?<=blocks\.|locks\d\.|.layer\.|layers\.)\d+(?=\.)")
 
 
 def compact(entries: dict) -> dict:
@@ -19,11 +20,16 @@ def compact(entries: dict) -> dict:
             continue
         shapes = dict(entries[entry["same_keys_as"]]["keys"] if "same_keys_as" in entry else entry["keys"])
         shapes |= entry.get("added", {})
-        rows: dict[str, list] = {}
+        together: dict[str, list] = {}
         for key, shape in shapes.items():
-            row = rows.setdefault(BLOCK.sub("#", key), [shape, 0])
-            assert row[0] == shape, key
-            row[1] += 1
+            together.setdefault(BLOCK.sub("#", key), []).append((key, shape))
+        rows: dict[str, list] = {}
+        for pattern, members in together.items():
+            if all(shape == members[0][1] for _, shape in members):
+                rows[pattern] = [members[0][1], len(members)]
+            else:  # blocks that differ
+                rows |= {key: [shape, 1] for key, shape in members}
+        assert expand(rows) == {key: tuple(shape) for key, shape in shapes.items()}
         made[name] = rows
     return made
 

@@ -34,16 +34,16 @@ def paper(name: str) -> str:
 
 
 def build(name: str, **options: Any) -> Encoder:
-    """The encoder `name` (or `timm:NAME`, or `vit:WIDTHxDEPTHxHEADS`) with random weights; `options` are those of the
-    family's own `build`.
+    """The encoder `name` (or `timm:NAME`, or `vit:` and `mcmae:` with numbers of one's own) with random weights;
+    `options` are those of the family's own `build`.
 
     Raises UserError for an unknown name.
     """
     family, _, rest = name.partition(":")
     if family == "timm" and rest:
         return importlib.import_module("mimkit.encoders.timm").build(rest, **options)
-    if family == "vit" and rest:
-        return importlib.import_module("mimkit.encoders.vit").build(name, **options)
+    if family in ("vit", "mcmae") and rest:
+        return importlib.import_module(f"mimkit.encoders.{family}").build(name, **options)
     if name not in FAMILIES:
         known = ", ".join(FAMILIES)
         raise UserError(

@@ -14,7 +14,8 @@ pooling to the task.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -37,6 +38,8 @@ STRIDES = (4, 8, 16)
 MASKINGS = ("units", "tokens", "leaky")
 LAYERINGS = ("published", "blocks")
 BLOCKS = ("blocks1", "blocks2", "blocks3")
+THREE = r"(\d+-\d+-\d+)"
+CUSTOM = re.compile(rf"mcmae:{THREE}x{THREE}x(\d+)(?:x(\d*\.?\d+-\d*\.?\d+-\d*\.?\d+))?")
 
 
 class Variant(NamedTuple):
@@ -59,13 +62,51 @@ VARIANTS = {
 }
 
 
-def build(name: str, channels: int = 3, size: Sequence[int] = (224, 224), **options: Any) -> "MCMAEEncoder":
-    """The encoder `name` of VARIANTS for images of `channels`, usually of `size` (its grid sets the position table).
+def build(
+    name: str, channels: int = 3, size: Sequence[int] = (224, 224), form: str = "classifier", **options: Any
+) -> "MCMAEEncoder":
+    """The encoder `name` of VARIANTS, or `mcmae:WIDTHSxDEPTHSxHEADS` with numbers of one's own, for images of
+    `channels`, usually of `size` (its grid sets the position table).
 
-    options: those of `MCMAEEncoder`.
+    form: "classifier", global attention alone, as it is pre-trained and classifies; or one of `mcmae_forms.FORMS`, for
+    dense features. options: those of `MCMAEEncoder`, and of `mcmae_forms.build`.
     """
-    row = VARIANTS[name]
-    return MCMAEEncoder(row.widths, row.depths, row.heads, row.mlp_ratios, channels, size, **options)
+    from mimkit.encoders.mcmae_forms import build as build_form  # which stands on this file
+
+    row = _row(name)
+    return build_form(form, row.widths, row.depths, row.heads, row.mlp_ratios, channels, size, **options)
+
+
+def custom(
+    widths: Sequence[int], depths: Sequence[int], heads: int, mlp_ratios: Sequence[float] = (4, 4, 4)
+) -> str:
+    """The name under which `build` knows an encoder of these numbers: that of VARIANTS where it has one."""
+    wanted = (tuple(widths), tuple(depths), tuple(mlp_ratios), heads)
+    for name, row in VARIANTS.items():
+        if row[:4] == wanted:
+            return name
+    parts = ["-".join(f"{n:g}" for n in numbers) for numbers in (widths, depths, (heads,), mlp_ratios)]
+    return f"mcmae:{'x'.join(parts)}"
+
+
+def _row(name: str) -> Variant:
+    if name in VARIANTS:
+        return VARIANTS[name]
+    found = CUSTOM.fullmatch(name)
+    heads = int(found[3]) if found else 0
+    widths, depths = (_three(found[i]) if found else (0, 0, 0) for i in (1, 2))
+    if not heads or not all((*widths, *depths)) or widths[2] % heads:
+        raise UserError(
+            f"The encoder {name!r} is no MCMAE; write mcmae:WIDTHSxDEPTHSxHEADS, three stages and heads that divide "
+            "the last width, as mcmae:48-96-192x1-1-10x3 (and x4-4-4 for other MLP ratios)."
+        )
+    ratios = [float(n) for n in ((found and found[4]) or "4-4-4").split("-")]
+    return Variant(widths, depths, (ratios[0], ratios[1], ratios[2]), heads, "numbers of one's own")
+
+
+def _three(numbers: str) -> tuple[int, int, int]:
+    a, b, c = (int(n) for n in numbers.split("-"))
+    return a, b, c
 
 
 class StageEmbed(nn.Module):
@@ -119,7 +160,8 @@ class MCMAEEncoder(Encoder):
     masking: "units", or an ablation of table 5: "tokens" draws the mask on stride-4 tokens, "leaky" lets the
     convolutions see what is hidden. layering: what counts as a layer for layer-wise learning rates and `layers`:
     "published", the transformer blocks alone with all before them at depth 0, or "blocks", every block.
-    conv_eps, eps: of the norms in the convolution blocks and in the transformer blocks.
+    conv_eps, eps: of the norms in the convolution blocks and in the transformer blocks. block: makes a block of the
+    third stage; called in their order.
     """
 
     hides_by = frozenset({"drop"})
@@ -145,6 +187,7 @@ class MCMAEEncoder(Encoder):
         checkpointing: bool = False,
         conv_eps: float = CONV_EPS,
         eps: float = LAYER_NORM_EPS,
+        block: Callable[..., Block] = Block,
     ) -> None:
         super().__init__()
         _check_options(kernel, masking, layering)
@@ -168,7 +211,7 @@ class MCMAEEncoder(Encoder):
             for i in (0, 1)
         )
         self.blocks3 = nn.ModuleList(
-            Block(widths[2], heads, mlp_ratios[2], next(rates), layer_scale, eps) for _ in range(depths[2])
+            block(widths[2], heads, mlp_ratios[2], next(rates), layer_scale, eps) for _ in range(depths[2])
         )
         self._initialise()
 
@@ -211,9 +254,9 @@ class MCMAEEncoder(Encoder):
         tokens = self.patch_embed4(view.tokens(self.patch_embed3(x))) + self._positions(
             view, sizes
         )  # (B, K, C)
-        for block in self.blocks3:
+        for block, seen in self._last_stage(view, len(tokens)):
             number += 1
-            tokens = self._run(block, tokens, None, view.valid)
+            tokens = self._run(block, tokens, *seen)
             if number in layers:
                 inner[number] = view.features(tokens)
         last = view.features(tokens)
@@ -227,6 +270,11 @@ class MCMAEEncoder(Encoder):
     def _front(self) -> Iterator[tuple[nn.Module, nn.ModuleList]]:
         yield self.patch_embed1, self.blocks1
         yield self.patch_embed2, self.blocks2
+
+    def _last_stage(self, view: View, batch: int) -> Iterator[tuple[nn.Module, tuple[Any, ...]]]:
+        """The transformer blocks, and what each is called with besides the tokens."""
+        for block in self.blocks3:
+            yield block, (None, view.valid)
 
     def _run(self, block: nn.Module, x: Tensor, *options: Any) -> Tensor:
         if self.checkpointing and self.training:

@@ -46,12 +46,14 @@ def _added(q: Tensor, key_mask: Tensor | None, bias: Bias | None) -> Tensor | No
     added = bias(q) if callable(bias) else bias
     if added is not None and added.dtype != torch.bool:
         added = added.to(q.dtype)
-    if key_mask is None:
-        return added
-    allowed = key_mask[:, None, None]
-    if added is None:
-        return allowed
-    return added & allowed if added.dtype == torch.bool else added.masked_fill(~allowed, -math.inf)
+    return limited(added, None if key_mask is None else key_mask[:, None, None])
+
+
+def limited(bias: Tensor | None, allowed: Tensor | None) -> Tensor | None:
+    """A bias, float or bool, of which only what is `allowed` (bool, broadcastable) counts; None is no limit."""
+    if allowed is None or bias is None:
+        return allowed if bias is None else bias
+    return bias & allowed if bias.dtype == torch.bool else bias.masked_fill(~allowed, -math.inf)
 
 
 class ShortAttention(torch.autograd.Function):

@@ -48,16 +48,21 @@ def table_bias(table: Tensor, grid: Sequence[int]) -> Tensor:
     return rows.t().index_select(1, index.flatten()).view(1, -1, *index.shape)
 
 
+def resize_vectors(vectors: Tensor, side: int) -> Tensor:
+    """(2S - 1, D) for an axis of `side` positions, linear: (2 side - 1, D)."""
+    if vectors.shape[0] == 2 * side - 1:
+        return vectors
+    precise = vectors if vectors.dtype == torch.float64 else vectors.float()
+    resized = F.interpolate(precise.t()[None], size=2 * side - 1, mode="linear", align_corners=False)
+    return resized[0].t().to(vectors.dtype)
+
+
 def axis_vectors(vectors: Tensor, side: int) -> Tensor:
-    """(side, side, D): for each query and key along an axis their vector of `vectors` (2S - 1, D), resampled linearly
-    where S is another side.
+    """(side, side, D): for each query and key along an axis their vector of `vectors` (2S - 1, D), resampled where S is
+    another side.
     """
-    if vectors.shape[0] != 2 * side - 1:
-        precise = vectors if vectors.dtype == torch.float64 else vectors.float()
-        resized = F.interpolate(precise.t()[None], size=2 * side - 1, mode="linear", align_corners=False)
-        vectors = resized[0].t().to(vectors.dtype)
     at = torch.arange(side, device=vectors.device)
-    return vectors[at[:, None] - at[None] + side - 1]
+    return resize_vectors(vectors, side)[at[:, None] - at[None] + side - 1]
 
 
 def decomposed(q: Tensor, rows: Tensor, columns: Tensor) -> Tensor:

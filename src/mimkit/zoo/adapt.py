@@ -1,6 +1,7 @@
 """Fits a file's tensors to a model of another resolution, patch or number of channels.
 
-Position tables are resampled from the file's grid to the model's (bicubic without antialias, MAE's rule). Patch
+Position tables are resampled from the file's grid to the model's (bicubic without antialias, MAE's rule), tables of
+relative positions likewise, their vectors along an axis linearly (ViTDet). Patch
 kernels are resampled by the pseudo-inverse rule of FlexiViT (Beyer et al. 2023, section 3.4): the new kernel answers a
 resized patch as the old one answered the patch, exactly when the patch grows, in the least-squares sense when it
 shrinks. Kernels for another number of channels are summed (to one) or repeated in turn and scaled by old / new (to
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mimkit.errors import DataError
+from mimkit.ops import relative
 from mimkit.ops.positions import resize_table
 from mimkit.zoo.report import Change
 
@@ -36,6 +38,31 @@ def fit_table(
     whole = torch.cat([front[:, :prefix], patches], dim=1)
     changes = [] if old == grid else [Change(name, _by(old), _by(grid), "bicubic")]
     return resize_table(whole, old, grid, prefix), changes
+
+
+def fit_offsets(
+    name: str, table: Tensor, wanted: Sequence[int], file_grid: Grid | None
+) -> tuple[Tensor, list[Change]]:
+    """The relative positions of a file for the shape `wanted`, and what was done: a table (2h - 1, 2w - 1, H), or one
+    laid end to end, ((2h - 1)(2w - 1), H), whose grid file or model know; or the vectors of an axis (2S - 1, D).
+    """
+    if len(wanted) == 2:
+        side = (wanted[0] + 1) // 2
+        if table.ndim != 2 or table.shape[0] == wanted[0]:
+            return table, []
+        change = Change(name, f"{(table.shape[0] + 1) // 2}", f"{side}", "linear")
+        return relative.resize_vectors(table, side), [change]
+    grid = tuple((side + 1) // 2 for side in wanted[:-1])
+    if table.ndim == 2:
+        shapes = [[2 * n - 1 for n in known] for known in (file_grid, grid) if known is not None]
+        fitting = [shape for shape in shapes if math.prod(shape) == table.shape[0]]
+        if not fitting:
+            raise DataError(f"{name} has {table.shape[0]} rows in the file; its grid cannot be told.")
+        table = table.unflatten(0, fitting[0])
+    old = relative.table_grid(table)
+    if old == grid:
+        return table, []
+    return relative.resize_bias_table(table, grid), [Change(name, _by(old), _by(grid), "bicubic")]
 
 
 def _grid_of(name: str, rows: int, prefix: int, wanted: Grid, file_grid: Grid | None) -> tuple[Grid, int]:

@@ -7,9 +7,11 @@ from torch import Tensor
 
 from mimkit.encoders.vit import VARIANTS
 
+HYBRID = r"patch_embed1\.|blocks1\.\d"
+SECOND = "ConvMAE-v2, another model than MCMAE (it has a class token)"
 # First match wins: a name that occurs in the family's files and in no earlier one's; what it is; one of timm's
 SIGNS = (
-    (r"patch_embed1\.|blocks1\.\d", "ConvMAE / MCMAE", None),
+    (HYBRID, "ConvMAE / MCMAE", None),
     (r"bottom_up\.|simfp_|fpn_lateral|rpn_head|roi_heads", "a detector with a backbone inside", None),
     (r"layers\.\d+\.blocks|cpb_mlp", "a Swin transformer", "swin_base_patch4_window7_224"),
     (
@@ -47,12 +49,14 @@ def remedy(names: Iterable[str]) -> str:
     """What to do with such a file, for the end of a sentence: the command that loads timm's network of that kind."""
     example, _ = _sign(list(names))
     if example is None:
-        return "Use weights of a plain ViT, such as MAE's"
+        return "Use weights of a plain ViT, such as MAE's, or of MCMAE"
     return f"Networks of that kind come from timm: `mimkit probe timm:{example} data.path=...`"
 
 
 def _sign(known: list[str]) -> tuple[str | None, str | None]:
     """(timm's own of that kind, what it is)."""
+    if "cls_token" in known and any(re.search(HYBRID, name) for name in known):
+        return None, SECOND
     for sign, what, example in SIGNS:
         if any(re.search(sign, name) for name in known):
             return example, what

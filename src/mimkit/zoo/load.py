@@ -13,11 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from mimkit.encoders.base import Encoder
+from mimkit.encoders.mcmae_forms import FormEncoder
 from mimkit.errors import DataError
 from mimkit.zoo import recognise
-from mimkit.zoo.adapt import fit_kernel, fit_table
+from mimkit.zoo.adapt import fit_kernel, fit_offsets, fit_table
 from mimkit.zoo.likeness import depth_of, looks_like, named, remedy, size_of, variant
 from mimkit.zoo.mae import HEAD, OWN, POOL_NORM
+from mimkit.zoo.mcmae import DETECTOR, NECK, SEGMENTER, form_of
+from mimkit.zoo.mcmae_shapes import is_hybrid, name_of
 from mimkit.zoo.report import Change, LoadReport
 from mimkit.zoo.rules import Family, Reading, Rule, read
 from mimkit.zoo.source import open_source
@@ -31,8 +34,18 @@ Reasons = dict[str, tuple[str, ...]]  # reason -> names
 
 OTHER_DECODER = "the file's decoder is of another size or predicts other patches"
 OTHER_HEAD = "a classification head for another number of classes"
+KERNELS = ("patch_embed.proj.weight", "patch_embed1.proj.weight")  # that see the channels of the images
 FUSION = "the fusion of the levels, which only pre-training has"
 TOKEN_NORM = "the norm of the tokens, which this model has behind its pooling instead"
+PARTS = (  # that a model may lack
+    ("head.", HEAD),
+    ("fc_norm.", POOL_NORM),
+    ("encoder.norm.", TOKEN_NORM),
+    ("fusion.", FUSION),
+    NECK,
+    DETECTOR,
+    SEGMENTER,
+)
 
 
 def initialise(target: nn.Module, source: str) -> LoadReport:
@@ -52,6 +65,7 @@ def load(target: nn.Module, weights: Weights) -> LoadReport:
     own = _own_tensors(target)
     family, reading = read_strictly(weights, _family(weights, own))
     _check_size(weights, reading.tensors, own)
+    _check_form(weights, reading.tensors, own)
     take, aside = _choose(reading, own)
     fresh = _explain(target, [name for name in own if name not in take], reading, aside)
     _check_complete(weights, [name for name in take if name not in own], fresh.pop("", ()))
@@ -112,11 +126,29 @@ def _family(weights: Weights, own: Tensors) -> Family:
 
 def _check_size(weights: Weights, theirs: Tensors, own: Tensors) -> None:
     """Raise DataError when the file's encoder has another width or depth."""
+    if is_hybrid(theirs) and is_hybrid(own):
+        (theirs_name, _), (own_name, _) = name_of(theirs, 1), name_of(own, 1)  # heads are no shapes
+        if theirs_name != own_name:
+            (theirs_name, _), (own_name, _) = name_of(theirs), name_of(own)
+            raise DataError(
+                f"{weights.label} holds an encoder {theirs_name}; this one is {own_name}. Set "
+                f"encoder.name={theirs_name}, or choose another file."
+            )
     found, wanted = size_of(theirs), size_of(own)
     if found and wanted and found != wanted:
         raise DataError(
             f"{weights.label} holds an encoder {variant(*found)}; this one is {variant(*wanted)}. "
             f"Set encoder.name={named(*found) or 'vit:WIDTHxDEPTHxHEADS'}, or choose another file."
+        )
+
+
+def _check_form(weights: Weights, theirs: Tensors, own: Tensors) -> None:
+    """Raise DataError when the file's encoder attends otherwise; what attends everywhere can start any form."""
+    found, wanted = form_of(theirs), form_of(own)
+    if None not in (found, wanted) and found not in ("classifier", wanted):
+        raise DataError(
+            f"{weights.label} holds an encoder of the form {found!r}, with relative positions that one of the form "
+            f"{wanted!r} has not; set encoder.form={found}, or start from a file of pre-training."
         )
 
 
@@ -135,8 +167,7 @@ def _choose(reading: Reading, own: Tensors) -> tuple[Tensors, Reasons]:
         drop("a decoder, which an encoder alone does not have", _decoder(take))
     elif not _same_decoder(take, own):
         drop(OTHER_DECODER, _decoder(take))
-    parts = ("head.", HEAD), ("fc_norm.", POOL_NORM), ("encoder.norm.", TOKEN_NORM), ("fusion.", FUSION)
-    for part, what in parts:
+    for part, what in PARTS:
         if not _part(own, part):
             drop(what, _part(take, part))
     if any(take[name].shape != own[name].shape for name in _part(take, "head.") if name in own):
@@ -158,9 +189,12 @@ def _explain(target: nn.Module, missing: list[str], reading: Reading, aside: Rea
     """Why parameters of the model keep their start: reason -> names; those without a reason under ""."""
     prefix = "encoder." if isinstance(target, Encoder) else ""
     computed = {prefix + name for name, p in target.named_parameters() if not p.requires_grad}
+    started = form_of(reading.tensors) == "classifier"  # from pre-training, in whatever form
     reasons: dict[str, list[str]] = {}
     for name in missing:
         why = _reason(name, bool(_decoder(reading.tensors)), aside)
+        if not why and started and isinstance(_encoder(target), FormEncoder):
+            why = _of_form(name)
         if not why and name.endswith("pos_embed") and name in computed:
             why = "fixed sine-cosine positions, which are computed"
         reasons.setdefault(why, []).append(name)
@@ -181,6 +215,13 @@ def _reason(name: str, decoder_in_file: bool, aside: Reasons) -> str:
     if name.startswith("encoder.norm.") and POOL_NORM in aside:
         return "the file's classifier has its last norm behind the pooling instead"
     return "the file has no class token" if name == "encoder.cls_token" else ""
+
+
+def _of_form(name: str) -> str:
+    """Why what only a form for dense features has keeps its start."""
+    if ".relative." in name:
+        return "the file's encoder has no relative positions, so they start at zero and change nothing"
+    return "the file has no layer scale, so it starts as it is built" if ".ls" in name else ""
 
 
 def _check_complete(weights: Weights, left: list[str], missing: tuple[str, ...]) -> None:
@@ -209,7 +250,9 @@ def _fit(target: nn.Module, weights: Weights, take: Tensors, own: Tensors) -> tu
         if name.endswith(".pos_embed") and tensor.shape[-1] == wanted[-1]:
             grid, prefix = _table_of(target, name)
             tensor, done = fit_table(name, tensor, grid, prefix, weights.grid)
-        elif name.endswith("patch_embed.proj.weight") and tensor.shape[0] == wanted[0]:
+        elif ".relative." in name and tensor.shape[-1] == wanted[-1]:
+            tensor, done = fit_offsets(name, tensor, wanted, weights.grid)
+        elif name.endswith(KERNELS) and tensor.shape[0] == wanted[0]:
             tensor, done = fit_kernel(name, tensor, wanted)
         if tensor.shape != wanted:
             raise DataError(

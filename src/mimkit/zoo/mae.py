@@ -76,11 +76,12 @@ def _hub(name: str, root: str, layer: str, decoder_layer: str, block: dict[str, 
     return Family(name, tuple(rules), aside)
 
 
+PARTS = ("encoder", "fusion", "decoder", "neck", "detector", "segmenter")  # of our names
 CLASSIFIER = (Rule(("fc_norm.{p}",), "fc_norm.{p}"), Rule(("head.{rest}",), "head.{rest}"))
 OWN = Family(
     "mimkit",
     (
-        *(Rule((f"{part}.{{rest}}",), f"{part}.{{rest}}") for part in ("encoder", "fusion", "decoder")),
+        *(Rule((f"{part}.{{rest}}",), f"{part}.{{rest}}") for part in PARTS),
         *CLASSIFIER,
     ),
 )

@@ -47,11 +47,17 @@ class Aside(NamedTuple):
 
 
 class Family(NamedTuple):
-    """The rules of one format of files, and what it may hold besides."""
+    """The rules of one format of files, and what it may hold besides.
+
+    container: the key of a published file under which its tensors lie. computed: (published, ours) -> further published
+    tensors that follow from these, None where there are none.
+    """
 
     name: str
     rules: tuple[Rule, ...]
     aside: tuple[Aside, ...] = ()
+    container: str = "model"
+    computed: Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], dict[str, Tensor]] | None = None
 
 
 class Reading(NamedTuple):
@@ -101,7 +107,12 @@ def write(family: Family, ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
                 break
         else:
             raise DataError(f"{name!r} has no name in the format {family.name!r}; choose another format.")
-    return published
+    return published if family.computed is None else published | family.computed(published, ours)
+
+
+def covers(family: Family, names: Iterable[str]) -> bool:
+    """Whether `write` has a name for each of ours."""
+    return all(any(_pattern(rule.ours).fullmatch(name) for rule in family.rules) for name in names)
 
 
 def explained(family: Family, names: Iterable[str]) -> float:

@@ -1,4 +1,4 @@
-"""Writes weights: folders that are whole or not there, safetensors, and files as the MAE code published them.
+"""Writes weights: folders that are whole or not there, safetensors, and files as the published code has them.
 
 An exported folder is filled under a temporary name beside its place and renamed, so that a kill or a full disk leaves
 nothing half made; a folder that is there and holds something is never touched.
@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mimkit.errors import UserError
-from mimkit.zoo.mae import PUBLISHED
+from mimkit.zoo import publisher
 from mimkit.zoo.read import ENDINGS
 from mimkit.zoo.rules import write
 
@@ -69,7 +69,7 @@ def save_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def save_published(path: Path, ours: Mapping[str, Tensor]) -> None:
-    """A file as the MAE code publishes it: {"model": tensors by its names}, tensors alone, no pickled object.
+    """A file as its code publishes it: {"model": tensors by its names}, tensors alone, no pickled object.
 
     Raises UserError where there is something at `path`, or it cannot be written; DataError for a tensor that has no
     name there.
@@ -78,13 +78,14 @@ def save_published(path: Path, ours: Mapping[str, Tensor]) -> None:
         raise UserError(f"{path}: a published file ends in .pth; name it so.")
     if path.exists():
         raise UserError(f"{path} is there already; name a new file, or remove that one first.")
+    family = publisher(ours)
     tensors = {
-        name: tensor.detach().cpu().contiguous().clone() for name, tensor in write(PUBLISHED, ours).items()
+        name: tensor.detach().cpu().contiguous().clone() for name, tensor in write(family, ours).items()
     }
     temporary = path.with_name(f"{TEMPORARY}{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save({"model": tensors}, temporary)
+        torch.save({family.container: tensors}, temporary)
         temporary.rename(path)
     except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError on a full disk
         raise _cannot_write(path, error) from error

@@ -14,6 +14,7 @@ MODULES = (
     "mae_parts",
     "mcmae",
     "mcmae_parts",
+    "mcmae_transfer",
     "classify",
     "classify_parts",
     "analysis",
