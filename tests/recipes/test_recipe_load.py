@@ -299,7 +299,8 @@ def test_a_circle_of_files_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("source", "sentence"),
     [
-        ("mae_bsae", "There is no recipe 'mae_bsae'. Did you mean 'mae_base'? Known: mae_tiny,"),
+        ("mae_bsae", "There is no recipe 'mae_bsae'. Did you mean 'mae_base'? A YAML file"),
+        ("xyz", "There is no recipe 'xyz'. Known: mae_tiny,"),
         ("gone/mine.yaml", "The recipe file gone/mine.yaml does not exist;"),
         ("data.path=photos", "'data.path=photos' is an override; name a recipe before it"),
         ("", ". is a folder without a recipe.yaml"),

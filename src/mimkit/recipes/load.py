@@ -104,10 +104,8 @@ def _find(source: str | Path, beside: Path | None = None) -> Path:
         raise UserError(
             f"The recipe file {text} does not exist; `mimkit recipes list` names the packaged recipes."
         )
-    raise UserError(
-        f"There is no recipe {text!r}.{nearest(text, names())} Known: {', '.join(names())}; "
-        "or give a YAML file or a run folder."
-    )
+    known = nearest(text, names()) or f" Known: {', '.join(names())}."
+    raise UserError(f"There is no recipe {text!r}.{known} A YAML file or a run folder will do too.")
 
 
 def _add_file(path: Path, layers: _Layers, chain: tuple[Path, ...]) -> None:
