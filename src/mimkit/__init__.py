@@ -20,6 +20,7 @@ VERBS = (
     "evaluate",
     "export",
     "finetune",
+    "launch",
     "load",
     "models",
     "plan",

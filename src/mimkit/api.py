@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from mimkit.verbs.embed import Embedding
     from mimkit.verbs.evaluate import Evaluation
     from mimkit.verbs.exchange import Exported
+    from mimkit.verbs.launch import Launched
     from mimkit.verbs.models import Model
     from mimkit.verbs.plan import Plan
     from mimkit.verbs.predict import Predictions
@@ -48,6 +49,25 @@ def finetune(source: str | Path, overrides: Sequence[str] = (), resume: bool = F
     from mimkit.verbs.finetune import run
 
     return run(source, overrides, resume)
+
+
+def launch(
+    verb: str,
+    source: str | Path,
+    words: Sequence[str] = (),
+    cluster: str = "slurm",
+    resume: bool = False,
+) -> "Launched":
+    """Hand `pretrain` or `finetune` (`verb`) over to a cluster: "slurm", or "local" for processes on this machine.
+
+    words: overrides of the recipe, and options of the job, which have no dot: `nodes=`, `gpus=` and `tasks=`
+    (processes) a node, `cpus=` a process, `mem=` (GiB a node), `time=`, `partition=`, `account=`, `qos=`,
+    `constraint=`. Needs the extra `slurm`. Returns once the job is in the queue; a job that is preempted or whose time
+    is up saves, comes back and goes on.
+    """
+    from mimkit.verbs.launch import launch as hand_over
+
+    return hand_over(verb, source, words, cluster, resume)
 
 
 def evaluate(

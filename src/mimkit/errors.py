@@ -27,9 +27,16 @@ class DataError(MimkitError):
 
 
 class Interrupted(MimkitError):
-    """The run was asked to stop (Ctrl-C, SIGTERM) and has saved its state."""
+    """The run was asked to stop (Ctrl-C, SIGTERM, SIGUSR2) and has saved its state.
+
+    signals: the numbers of those that came to this process; none where another one was asked.
+    """
 
     exit_code = 130
+
+    def __init__(self, message: str, signals: Iterable[int] = ()) -> None:
+        super().__init__(message)
+        self.signals = frozenset(signals)
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -70,7 +70,7 @@ def test_a_run_of_one_process_goes_on_with_two_in_smaller_micro_batches(few: Pat
     assert [row["step"] for row in rows(run)] == list(range(1, 7))
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR2])
 def test_a_stopped_run_saves_its_step_and_leaves_with_130(
     number: signal.Signals, few: Path, tmp_path: Path
 ) -> None:

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from mimkit.cli.text import Overrides
+from mimkit.cli.text import Launch, Overrides
 
 
 def run(
@@ -15,6 +15,7 @@ def run(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the run folder RECIPE where it stopped.")
     ] = False,
+    launch: Launch = None,
 ) -> None:
     """Train an encoder for a task on labelled images.
 
@@ -25,9 +26,14 @@ def run(
     mimkit finetune linear_probe_vit_base encoder.init=timm:vit_base_patch16_224.mae data.path=labels.csv
     mimkit finetune finetune_vit_tiny encoder.init=runs/first data.path=labelled/ data.shots=5
     mimkit finetune runs/tuned --resume
+    mimkit finetune finetune_vit_base encoder.init=runs/first data.path=train/ --launch slurm nodes=2 gpus=8
 
     `train/` has one sub-folder a class; a table has a column `label`.
     """
     from mimkit import api
 
-    typer.echo(api.finetune(source, overrides or [], resume=resume).message)
+    words = overrides or []
+    if launch is None:
+        typer.echo(api.finetune(source, words, resume=resume).message)
+    else:
+        typer.echo(api.launch("finetune", source, words, launch, resume).message)

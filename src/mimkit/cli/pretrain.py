@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from mimkit.cli.text import Overrides
+from mimkit.cli.text import Launch, Overrides
 
 
 def run(
@@ -18,6 +18,7 @@ def run(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the run folder SOURCE where it stopped.")
     ] = False,
+    launch: Launch = None,
 ) -> None:
     """Pre-train an encoder on unlabelled images.
 
@@ -26,7 +27,12 @@ def run(
     mimkit pretrain mae_base data.path=photos/ train.epochs=200     a recipe with changes
     mimkit pretrain runs/mae_base-20260101-120000 --resume          go on after a stop
     torchrun --nproc-per-node 8 -m mimkit pretrain mae_base data.path=photos/
+    mimkit pretrain mae_base data.path=photos/ --launch slurm nodes=4 gpus=8 time=24:00:00 partition=gpu
     """
     from mimkit import api
 
-    typer.echo(api.pretrain(source, overrides or [], resume=resume).message)
+    words = overrides or []
+    if launch is None:
+        typer.echo(api.pretrain(source, words, resume=resume).message)
+    else:
+        typer.echo(api.launch("pretrain", source, words, launch, resume).message)

@@ -20,6 +20,15 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="KEY.PATH=VALUE", help="Overrides; `mimkit recipes show NAME` lists the keys."),
 ]
+Launch = Annotated[
+    str | None,
+    typer.Option(
+        "--launch",
+        metavar="CLUSTER",
+        help="Run it as a job: slurm (or local, on this machine), with nodes= gpus= tasks= cpus= mem= time= "
+        "partition= account= qos= constraint= among the overrides.",
+    ),
+]
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[object]], right: Sequence[int] = ()) -> str:

@@ -69,8 +69,9 @@ def fit(
     parameters (engine.optimiser). bar: a progress bar; None shows one where standard error is a terminal. To compile
     the module, call `module.compile()` before: names and checkpoints stay the same.
 
-    Raises Interrupted after SIGTERM or Ctrl-C, with the state saved; UserError when a checkpoint cannot be written,
-    when nothing can be resumed, or when training stays non-finite; DataError when too many images cannot be read.
+    Raises Interrupted after SIGTERM, SIGUSR2 or Ctrl-C, with the state saved; UserError when a checkpoint cannot be
+    written, when nothing can be resumed, or when training stays non-finite; DataError when too many images cannot be
+    read.
     """
     with ExitStack() as stack:
         if processes.first:
@@ -144,7 +145,8 @@ class Loop(Generic[B]):
             if stopping and self.state.step < last:
                 raise Interrupted(
                     f"Stopped as asked after step {self.state.step} of {last}; the state is saved. "
-                    f"Continue with `{resume_command(self.run)}`."
+                    f"Continue with `{resume_command(self.run)}`.",
+                    stop.heard,
                 )
         return Outcome(self.state, checkpoint.folder_of(self.run, self.state.step))
 

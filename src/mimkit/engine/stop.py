@@ -1,4 +1,6 @@
-"""Stopping on request: SIGTERM or Ctrl-C lets the running step finish and be saved; a second Ctrl-C ends it at once."""
+"""Stopping on request: SIGTERM, SIGUSR2 or Ctrl-C lets the running step finish and be saved; a second Ctrl-C ends it
+at once. SIGUSR2 is what batch systems send before a job's time is up (`sbatch --signal=USR2@120`).
+"""
 
 import signal
 import threading
@@ -6,7 +8,7 @@ import time
 from types import FrameType
 from typing import Any
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, *((signal.SIGUSR2,) if hasattr(signal, "SIGUSR2") else ()))
 ECHO = 1.0  # seconds: a terminal and torchrun both pass one Ctrl-C on, which is not a second one
 
 
@@ -17,6 +19,8 @@ class Stop:
     """
 
     def __init__(self) -> None:
+        self.heard: set[int] = set()
+        """The signals that came to this process."""
         self._since: float | None = None
         self._before: dict[signal.Signals, Any] = {}
 
@@ -34,6 +38,7 @@ class Stop:
 
     def _hear(self, number: int, _frame: FrameType | None) -> None:
         now = time.monotonic()
+        self.heard.add(number)
         if self._since is not None and number == signal.SIGINT and now - self._since > ECHO:
             raise KeyboardInterrupt
         self._since = self._since or now

@@ -116,7 +116,7 @@ def place_of(recipe: Recipe, resume: bool) -> Iterator[tuple[Recipe, Place]]:
     device = devices.choose_device(recipe.train.device)
     precision = devices.choose_precision(recipe.train.precision, device)
     with processes.start(device) as here:
-        recipe, folder = _name_run(recipe, here)
+        recipe, folder = name_run(recipe, here)
         here.from_first(lambda: run_folder.claim(folder, resume))
         # without a checkpoint it begins: data are measured and weights loaded as for a new run
         resume = resume and here.from_first(lambda: bool(checkpoint.saved(folder)))
@@ -127,7 +127,7 @@ def place_of(recipe: Recipe, resume: bool) -> Iterator[tuple[Recipe, Place]]:
 def settle(recipe: Recipe, images: Source, place: Place) -> Recipe:
     """Fill in what the recipe leaves open about the images; a resumed run has it settled, and keeps to it."""
     if place.resume:
-        return _check_resumed(place.folder, recipe)
+        return check_unchanged(place.folder, recipe)
     return place.here.from_first(lambda: build.settle_data(recipe, images))
 
 
@@ -215,7 +215,7 @@ def _keep_recipe(recipe: Recipe, images: Source, folder: Path) -> None:
         file.write(load.dump(recipe))
 
 
-def _name_run(recipe: Recipe, here: Processes) -> tuple[Recipe, Path]:
+def name_run(recipe: Recipe, here: Processes) -> tuple[Recipe, Path]:
     """The run folder, the same for all processes: the recipe's, or runs/<recipe>-<time>."""
     named = here.from_first(
         lambda: recipe.train.run or f"runs/{recipe.name}-{time.strftime('%Y%m%d-%H%M%S')}"
@@ -224,7 +224,7 @@ def _name_run(recipe: Recipe, here: Processes) -> tuple[Recipe, Path]:
     return recipe.model_copy(update={"train": train}), Path(named)
 
 
-def _check_resumed(folder: Path, wanted: Recipe) -> Recipe:
+def check_unchanged(folder: Path, wanted: Recipe) -> Recipe:
     """The recipe to go on with. Raises UserError with the differences where more than `RESUMABLE` has changed."""
     saved = load.resolve(folder)
     changed = [
