@@ -11,6 +11,7 @@ import pytest
 
 import mimkit
 from mimkit import cli
+from mimkit.cli.text import table
 from mimkit.recipes import load
 
 ROWS = [SimpleNamespace(file=f"{i}.jpg", kind="odd_size", severity="note", detail="small") for i in range(50)]
@@ -257,3 +258,8 @@ def test_compare_takes_starts_wherever_they_stand(api: FakeApi, capsys: pytest.C
         "mine wins",
         "Wrote c/compare.png and c/compare.json",
     ]
+
+
+def test_columns_stand_under_their_heads_for_wide_letters_and_marks_too() -> None:
+    lines = table(("file", "problem"), [("图像.jpg", "broken"), ("cafe\u0301.jpg", "broken")]).splitlines()
+    assert lines == ["file      problem", "图像.jpg  broken", "cafe\u0301.jpg  broken"]

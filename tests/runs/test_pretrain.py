@@ -161,3 +161,22 @@ def test_a_decoder_that_was_never_trained_is_not_drawn(few: Path, tmp_path: Path
             step.rename(tmp_path / step.name)
     with pytest.raises(UserError, match="_full"):
         mimkit.reconstruct(run, few, tmp_path / "picture.png")
+
+
+def test_a_run_without_one_finite_step_ends_with_a_loss_that_says_so(few: Path, tmp_path: Path) -> None:
+    settings = [*SMALL, f"data.path={few}", "train.epochs=1", f"train.run={tmp_path / 'run'}"]
+    outcome = mimkit.pretrain(
+        "mae_tiny", [*settings, "data.mean=[0, 0, 0]", "data.std=[1e-40, 1e-40, 1e-40]"]
+    )
+    assert np.isnan(outcome.loss) and "loss nan" in outcome.message
+    assert len((tmp_path / "run" / "nonfinite.jsonl").read_text().splitlines()) == outcome.steps
+
+
+def test_two_runs_that_start_in_the_same_second_have_folders_of_their_own(
+    few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("mimkit.verbs.training.time.strftime", lambda _: "20260101-120000")
+    settings = [*SMALL, f"data.path={few}", "train.epochs=1"]
+    found = [mimkit.pretrain("mae_tiny", settings).run.name for _ in range(2)]
+    assert found == ["mae_tiny-20260101-120000", "mae_tiny-20260101-120000-2"]

@@ -2,6 +2,7 @@
 
 import math
 import sys
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
@@ -34,14 +35,20 @@ Launch = Annotated[
 def table(head: Sequence[str], rows: Sequence[Sequence[object]], right: Sequence[int] = ()) -> str:
     """Plain columns under their heads, two blanks apart; `right` names the columns that are aligned to the right."""
     cells = [[str(cell) for cell in row] for row in (head, *rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = [
-        "  ".join(
-            c.rjust(w) if i in right else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in cells
-    ]
+    widths = [max(map(columns_of, column)) for column in zip(*cells, strict=True)]
+
+    def padded(cell: str, place: int) -> str:
+        blanks = " " * (widths[place] - columns_of(cell))
+        return blanks + cell if place in right else cell + blanks
+
+    lines = ["  ".join(padded(cell, place) for place, cell in enumerate(row)) for row in cells]
     return "\n".join(line.rstrip() for line in lines)
+
+
+def columns_of(text: str) -> int:
+    """Columns that a terminal takes for `text`: two for wide letters (Chinese, ...), none for combining marks."""
+    wide = sum(unicodedata.east_asian_width(letter) in "WF" for letter in text)
+    return len(text) + wide - sum(unicodedata.combining(letter) > 0 for letter in text)
 
 
 def numbers(text: str, option: str) -> list[float]:

@@ -5,7 +5,9 @@ A verb finds its recipe, enters `place_of`, opens its images, builds its model a
 """
 
 import hashlib
+import itertools
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -56,7 +58,9 @@ RESUMABLE = {  # what may differ when a run is resumed: nothing here changes wha
 
 @dataclass(frozen=True)
 class Outcome:
-    """A finished run: its folder, its optimiser steps, its last row of metrics, and a sentence for the terminal."""
+    """A finished run: its folder, its optimiser steps, its last row of metrics with a finite loss, and a sentence for
+    the terminal.
+    """
 
     run: Path
     steps: int
@@ -65,7 +69,8 @@ class Outcome:
 
     @property
     def loss(self) -> float:
-        return float(self.row["loss"])
+        """Of the last step whose loss was finite; NaN where none was."""
+        return math.nan if self.row["loss"] is None else float(self.row["loss"])
 
 
 @dataclass(frozen=True)
@@ -204,7 +209,7 @@ def train(
         about=_about(recipe, model, images, extra),
     )
     rows = run_folder.read_rows(folder / run_folder.METRICS)
-    row = next(row for row in reversed(rows) if row["loss"] is not None)
+    row = next((row for row in reversed(rows) if row["loss"] is not None), rows[-1])
     return Outcome(folder, outcome.state.step, row, "")
 
 
@@ -217,11 +222,24 @@ def _keep_recipe(recipe: Recipe, images: Source, folder: Path) -> None:
 
 def name_run(recipe: Recipe, here: Processes) -> tuple[Recipe, Path]:
     """The run folder, the same for all processes: the recipe's, or runs/<recipe>-<time>."""
-    named = here.from_first(
-        lambda: recipe.train.run or f"runs/{recipe.name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    )
+    named = here.from_first(lambda: recipe.train.run or _new_folder(recipe.name))
     train = recipe.train.model_copy(update={"run": named})
     return recipe.model_copy(update={"train": train}), Path(named)
+
+
+def _new_folder(recipe: str) -> str:
+    """runs/<recipe>-<time>, made here: of two runs that start in the same second the later one gets a number."""
+    stem = f"runs/{recipe}-{time.strftime('%Y%m%d-%H%M%S')}"
+    for number in itertools.count(1):
+        name = stem if number == 1 else f"{stem}-{number}"
+        try:
+            Path(name).mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError:
+            break  # `claim` says why no folder can be made there
+        return name
+    return stem
 
 
 def check_unchanged(folder: Path, wanted: Recipe) -> Recipe:
