@@ -9,6 +9,7 @@ from typing import Any
 from mimkit.version import __version__
 
 VERBS = (
+    "analyze",
     "compare",
     "convert",
     "data_check",

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from mimkit.data.check import CheckReport
     from mimkit.data.prepare import PrepareReport
     from mimkit.data.stats import Stats
+    from mimkit.verbs.analyze import Analysis
     from mimkit.verbs.demo import DemoResult
     from mimkit.verbs.embed import Embedding
     from mimkit.verbs.evaluate import Evaluation
@@ -170,6 +171,29 @@ def probe(model: str | Path, overrides: Sequence[str] = (), json: str | Path | N
     from mimkit.verbs.look import probe as judge
 
     return judge(model, overrides, _path(json))
+
+
+def analyze(
+    models: Sequence[str | Path],
+    path: str | Path,
+    overrides: Sequence[str] = (),
+    out: str | Path = "analysis",
+    images: int = 256,
+    labels: bool = False,
+    runs: Sequence[str | Path] = (),
+    only: Sequence[str] = (),
+    progress: Callable[[int, int], None] | None = None,
+) -> "Analysis":
+    """Look inside models on the same `images` of `path`: attention, kernels, CKA, spectra, features; a report in `out`.
+
+    models: run folders, published files, `timm:NAME`, `hf:PATH`, `random:vit_base`. labels: the images lie in class
+    folders; probes of every layer too. runs: run folders whose training curves are compared; those among the models are
+    added. only: some of "attention", "kernels", "cka", "spectrum", "probes", "maps", "features", "gallery",
+    "training". `out` must be new, empty, or an earlier analysis, which is written anew. The numbers are in `.study`.
+    """
+    from mimkit.verbs.analyze import analyze as look
+
+    return look(models, path, overrides, Path(out), images, labels, runs, only, progress)
 
 
 def load(model: str | Path, overrides: Sequence[str] = ()) -> "Model":

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 import typer
 
 from mimkit.cli import (
+    analyze,
     compare,
     convert,
     data,
@@ -56,6 +57,7 @@ def command() -> Any:
         compare,
         reconstruct,
         probe,
+        analyze,
         plan,
         report,
         convert,

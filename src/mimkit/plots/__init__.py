@@ -6,6 +6,20 @@ Ito, which remain distinct for colour-blind eyes; lines differ in dash or marker
 house and imports nothing of it but the errors.
 """
 
+from mimkit.plots.charts import (
+    Chart,
+    ChartPanel,
+    Heads,
+    HeatMap,
+    Tips,
+    chart_figure,
+    head_dots,
+    heat_maps,
+    layer_lines,
+    panel_of,
+    run_curves,
+    spectra,
+)
 from mimkit.plots.classify import (
     ClassBar,
     StartCurve,
@@ -16,31 +30,49 @@ from mimkit.plots.classify import (
     starts,
 )
 from mimkit.plots.curves import ProbeCurve, loss_curve, probe_bars, probe_layers
-from mimkit.plots.files import save, svg
+from mimkit.plots.files import save, save_svg, svg, with_tips
 from mimkit.plots.images import Views, contact_sheet, reconstruction, reconstruction_grid, rgb
 from mimkit.plots.run import Panel, panel_figure, run_panels, run_report
+from mimkit.plots.sheets import Sheet, heat, sheet_figure
 
 __all__ = [
+    "Chart",
+    "ChartPanel",
     "ClassBar",
+    "Heads",
+    "HeatMap",
     "Panel",
     "ProbeCurve",
+    "Sheet",
     "StartCurve",
+    "Tips",
     "Views",
     "calibration",
+    "chart_figure",
     "class_table",
     "confusion_matrix",
     "contact_sheet",
+    "head_dots",
+    "heat",
+    "heat_maps",
+    "layer_lines",
     "loss_curve",
     "mistakes",
     "panel_figure",
+    "panel_of",
     "probe_bars",
     "probe_layers",
     "reconstruction",
     "reconstruction_grid",
     "rgb",
+    "run_curves",
     "run_panels",
     "run_report",
     "save",
+    "save_svg",
+    "sheet_figure",
+    "spectra",
     "starts",
     "svg",
+    "with_tips",
 ]

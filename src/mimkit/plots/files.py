@@ -3,6 +3,8 @@
 import io
 import os
 import re
+from collections.abc import Iterator, Mapping, Sequence
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,6 +31,21 @@ def save(figure: "Figure", path: str | Path) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_bytes(data)
         temporary.replace(path)
+    except OSError as error:
+        raise UserError(
+            f"The picture {path} cannot be written ({error.strerror}); choose another place."
+        ) from error
+    return path
+
+
+def save_svg(figure: "Figure", path: Path) -> Path:
+    """Write `figure` as an SVG on white that needs nothing else; text stays text. Raises UserError as `save` does."""
+    import matplotlib
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": path.stem}):
+            figure.savefig(path, format="svg", facecolor="white", metadata={"Date": None, "Creator": None})
     except OSError as error:
         raise UserError(
             f"The picture {path} cannot be written ({error.strerror}); choose another place."
@@ -68,3 +85,29 @@ def svg(figure: "Figure", name: str) -> str:
     for colour, variable in ((INK, "currentColor"), (MUTED, "var(--muted)"), (GRID, "var(--grid)")):
         text = text.replace(colour, variable)
     return text
+
+
+def with_tips(text: str, name: str, tips: Mapping[str, Sequence[str]]) -> str:
+    """An inline SVG made by `svg` under `name`, each mark of the groups in `tips` with its text as `data-tip`."""
+    for gid, said in tips.items():
+        left = iter(said)
+
+        def mark(found: re.Match[str], left: Iterator[str] = left) -> str:
+            return f'<{found[1]} data-tip="{escape(next(left), quote=True)}" '
+
+        start = text.index(f'<g id="{name}-{gid}">')
+        end = _end_of_group(text, start)
+        parts = re.split(r"(<defs>.*?</defs>)", text[start:end], flags=re.DOTALL)
+        parts = [p if p.startswith("<defs>") else re.sub(r"<(use|path) ", mark, p) for p in parts]
+        text = text[:start] + "".join(parts) + text[end:]
+    return text
+
+
+def _end_of_group(text: str, start: int) -> int:
+    """Where the group that opens at `start` is closed."""
+    depth = 0
+    for tag in re.compile(r"<g[ >]|</g>").finditer(text, start):
+        depth += -1 if tag[0] == "</g>" else 1
+        if depth == 0:
+            return tag.end()
+    raise ValueError("an SVG with an open group")

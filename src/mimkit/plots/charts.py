@@ -1,0 +1,261 @@
+"""The charts of `mimkit analyze`: a panel a model on shared axes, dots for heads, a line for layer means, heat maps.
+
+Figures 1 to 4, 6 and 7 of "Revealing the Dark Secrets of Masked Image Modeling" (Xie et al. 2023) in one shape each. A
+chart is drawn twice from the same panels: all of them side by side for a file, and one by one for a page, which lays
+them out as its reader's screen allows. A panel's `draw` gives back tips: what a reader is told who points at a mark.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mimkit.plots.curves import CYCLE, DASHES, MARKERS, Series, draw_lines, head, legend, tidy, words
+from mimkit.plots.files import DPI, INK, MUTED
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Tips = dict[str, list[str]]
+"""Group of marks (its gid) -> what is said of each mark, in the order in which they were drawn."""
+NAMED = 24  # rows of a heat map that are all numbered
+
+
+@dataclass(frozen=True)
+class ChartPanel:
+    """One pair of axes: whose they are, how they are drawn, and their size in inches."""
+
+    title: str
+    draw: Callable[["Axes"], Tips]
+    size: tuple[float, float] = (5.4, 3.3)
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Panels that are read together. name: for files and ids."""
+
+    name: str
+    title: str
+    panels: tuple[ChartPanel, ...]
+
+
+@dataclass(frozen=True)
+class Heads:
+    """One model's values of one measure. values: (H,) for each layer. uniform: of a layer that looks alike at all.
+
+    marks: which head or channel each value is of; None counts from 0. means: the line; None takes the means.
+    """
+
+    model: str
+    values: Sequence[np.ndarray]
+    uniform: Sequence[float] | None = None
+    marks: Sequence[Sequence[int]] | None = None
+    means: Sequence[float] | None = None
+    mark: str = "head"
+
+
+@dataclass(frozen=True)
+class HeatMap:
+    """values (rows, columns) between layers, numbered from 1. labels: what the axes count."""
+
+    title: str
+    values: np.ndarray
+    labels: tuple[str, str] = ("layer", "layer")
+
+
+def panel_of(panel: ChartPanel) -> tuple["Figure", Tips]:
+    """One panel alone, without its title (the page sets it)."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=panel.size, dpi=DPI, layout="constrained")
+    return figure, panel.draw(figure.subplots())
+
+
+def chart_figure(chart: Chart, columns: int = 3) -> "Figure":
+    """All panels of a chart, side by side in rows of at most `columns`."""
+    from matplotlib.figure import Figure
+
+    columns = min(columns, len(chart.panels))
+    rows = -(-len(chart.panels) // columns)
+    width, height = (max(panel.size[i] for panel in chart.panels) for i in (0, 1))
+    figure = Figure(figsize=(columns * width, rows * height + 0.4), dpi=DPI, layout="constrained")
+    cells = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes, panel in zip(cells, chart.panels, strict=False):
+        panel.draw(axes)
+        head(axes, panel.title)
+    for axes in cells[len(chart.panels) :]:
+        axes.set_axis_off()
+    figure.suptitle(chart.title, fontsize=12, color=INK)
+    return figure
+
+
+def head_dots(
+    name: str, title: str, models: Sequence[Heads], ylabel: str, unit: str = "", zero: bool = True
+) -> Chart:
+    """A dot a head and a line of the layers' means; dotted: uniform attention. All models share the vertical axis.
+
+    zero: the axis begins at 0.
+    """
+    every = np.concatenate([np.concatenate([*m.values, np.asarray(m.uniform or [])]) for m in models])
+    every = every[np.isfinite(every)]
+    low, high = (float(every.min()), float(every.max())) if len(every) else (0.0, 1.0)
+    margin = 0.06 * (high - low) or 0.1
+    limits = (0.0 if zero and low >= 0 else low - margin, high + margin)
+
+    def panel(place: int, one: Heads) -> ChartPanel:
+        return ChartPanel(
+            one.model, lambda axes: _draw_heads(axes, one, CYCLE[place % 6], ylabel, unit, limits)
+        )
+
+    return Chart(name, title, tuple(panel(place, one) for place, one in enumerate(models)))
+
+
+def _draw_heads(
+    axes: "Axes", one: Heads, colour: str, ylabel: str, unit: str, limits: tuple[float, float]
+) -> Tips:
+    tidy(axes, "layer", ylabel)
+    tips: Tips = {}
+    layers = np.arange(1, len(one.values) + 1)
+    for place, values in enumerate(one.values):
+        kept = np.flatnonzero(np.isfinite(values))
+        if not len(kept):
+            continue
+        gid = f"dots-{place + 1}"
+        axes.scatter(
+            np.full(len(kept), place + 1), values[kept], s=16, color=colour, alpha=0.45, linewidths=0, gid=gid
+        )
+        marks = one.marks[place] if one.marks else range(len(values))
+        tips[gid] = [_tip(one, place, f", {one.mark} {marks[i]}", float(values[i]), unit) for i in kept]
+    given = [float(np.mean(values)) for values in one.values] if one.means is None else one.means
+    means = np.asarray(given, dtype=float)
+    known = np.isfinite(means)
+    axes.plot(layers[known], means[known], color=colour, linewidth=1.8, zorder=3)
+    axes.scatter(
+        layers[known], means[known], s=34, color=colour, edgecolors=INK, linewidths=0.6, zorder=4, gid="mean"
+    )
+    tips["mean"] = [_tip(one, i, ", mean", float(means[i]), unit) for i in np.flatnonzero(known)]
+    if one.uniform is not None:
+        axes.step(layers, one.uniform, where="mid", color=MUTED, linestyle=DASHES[3], linewidth=1.3)
+    axes.set_ylim(*limits)
+    number_layers(axes, len(one.values))
+    return tips
+
+
+def _tip(one: Heads, place: int, what: str, value: float, unit: str) -> str:
+    return f"{one.model}, layer {place + 1}{what}: {value:.4g} {unit}".rstrip()
+
+
+def number_layers(axes: "Axes", count: int, both: bool = False) -> None:
+    """Ticks at whole layers, not more than fit."""
+    step = max(1, -(-count // 12))
+    ticks = [1, *range(step, count + 1, step)] if step > 1 else list(range(1, count + 1))
+    axes.set_xticks(ticks)
+    axes.set_xlim(0.4, count + 0.6)
+    if both:
+        axes.set_yticks(ticks)
+
+
+def heat_maps(name: str, title: str, maps: Sequence[HeatMap], low: float = 0.0) -> Chart:
+    """A square a pair of layers, light where they are alike; values are cut to `low`..1 for their colour alone."""
+
+    def panel(one: HeatMap) -> ChartPanel:
+        return ChartPanel(one.title, lambda axes: _draw_heat(axes, one, low), (4.6, 4.0))
+
+    return Chart(name, title, tuple(panel(one) for one in maps))
+
+
+def _draw_heat(axes: "Axes", one: HeatMap, low: float) -> Tips:
+    from matplotlib import colormaps
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+    from matplotlib.patches import Rectangle
+
+    tidy(axes, one.labels[1], one.labels[0])
+    scale, colours = Normalize(low, 1.0), colormaps["cividis"]
+    tips: Tips = {}
+    for (row, column), value in np.ndenumerate(one.values):
+        gid = f"cell-{row + 1}-{column + 1}"
+        colour = colours(scale(float(np.clip(value, low, 1)))) if np.isfinite(value) else "none"
+        axes.add_patch(Rectangle((column + 0.5, row + 0.5), 1.02, 1.02, color=colour, linewidth=0, gid=gid))
+        tips[gid] = [f"{one.labels[0]} {row + 1}, {one.labels[1]} {column + 1}: {value:.3f}"]
+    rows, columns = one.values.shape
+    number_layers(axes, columns)
+    axes.set(xlim=(0.5, columns + 0.5), ylim=(0.5, rows + 0.5))
+    step = max(1, -(-rows // 12))
+    axes.set_yticks([1, *range(step, rows + 1, step)] if step > 1 else range(1, rows + 1))
+    axes.set_aspect("equal" if rows == columns else "auto")
+    axes.grid(False)
+    assert axes.figure is not None
+    bar = axes.figure.colorbar(ScalarMappable(scale, colours), ax=axes, shrink=0.9)
+    bar.ax.tick_params(colors=MUTED, labelsize=8)
+    bar.outline.set_visible(False)
+    return tips
+
+
+def layer_lines(
+    name: str, title: str, lines: Mapping[str, Sequence[float]], ylabel: str, zero: bool = False
+) -> Chart:
+    """A line a model over its layers, on one pair of axes. zero: the axis begins at 0."""
+
+    def draw(axes: "Axes") -> Tips:
+        tidy(axes, "layer", ylabel)
+        tips: Tips = {}
+        for place, (model, values) in enumerate(lines.items()):
+            layers = np.arange(1, len(values) + 1)
+            colour, marker = CYCLE[place % 6], MARKERS[place % 4]
+            axes.plot(layers, values, color=colour, linewidth=1.5, label=model, linestyle="-")
+            axes.scatter(layers, values, s=26, color=colour, marker=marker, zorder=3, gid=f"line-{place}")
+            tips[f"line-{place}"] = [f"{model}, layer {i + 1}: {v:.4g}" for i, v in enumerate(values)]
+        number_layers(axes, max(map(len, lines.values())))
+        if zero:
+            axes.set_ylim(0, 1.08 * max(0.01, *(max(values) for values in lines.values())))
+        if len(lines) > 1:
+            legend(axes, "best")
+        return tips
+
+    return Chart(name, title, (ChartPanel("", draw, (6.4, 3.3)),))
+
+
+def spectra(name: str, title: str, models: Mapping[str, Sequence[np.ndarray]]) -> Chart:
+    """Singular values over the largest, of some layers, dark for deep ones: a flat line uses all directions alike.
+
+    models: model -> (C,) descending for each layer.
+    """
+
+    def panel(model: str, layers: Sequence[np.ndarray]) -> ChartPanel:
+        return ChartPanel(model, lambda axes: _draw_spectra(axes, layers))
+
+    return Chart(name, title, tuple(panel(model, layers) for model, layers in models.items()))
+
+
+def _draw_spectra(axes: "Axes", layers: Sequence[np.ndarray]) -> Tips:
+    from matplotlib import colormaps
+
+    tidy(axes, "direction, share of all", "singular value / largest")
+    shown = sorted({0, len(layers) // 3, 2 * len(layers) // 3, len(layers) - 1})
+    for place, number in enumerate(shown):
+        values = layers[number][layers[number] > 0]
+        if len(values):
+            x = (np.arange(len(values)) + 0.5) / len(layers[number])
+            colour = colormaps["viridis"](0.85 - 0.75 * place / max(1, len(shown) - 1))
+            axes.plot(x, values / values[0], color=colour, linewidth=1.6, label=f"layer {number + 1}")
+    axes.set_yscale("log")
+    axes.set_ylim(1e-4, 1.5)
+    axes.set_xlim(0, 1)
+    legend(axes, "lower left")
+    return {}
+
+
+def run_curves(name: str, title: str, parts: Mapping[str, Mapping[str, Series]]) -> Chart:
+    """A panel for each part of the loss, a line a run (Figure 7). parts: name -> run -> (steps, values)."""
+
+    def panel(part: str, runs: Mapping[str, Series]) -> ChartPanel:
+        def draw(axes: "Axes") -> Tips:
+            draw_lines(axes, runs, words(part))
+            return {}
+
+        return ChartPanel(words(part), draw)
+
+    return Chart(name, title, tuple(panel(part, runs) for part, runs in parts.items()))

@@ -1,0 +1,191 @@
+"""`mimkit analyze`: what did these models learn? Every analysis that applies, on the same images, in one folder.
+
+"Revealing the Dark Secrets of Masked Image Modeling" (Xie et al. 2023) explained masked image modelling by such
+numbers; here they are one command for any backbone. Models read the images as they want them; an analysis that does not
+apply to a model is left out and said so.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from mimkit.analysis.cka import CKA, cka
+from mimkit.analysis.inside import Inspection, Study
+from mimkit.analysis.subjects import check_weights
+from mimkit.data.sampling import epoch_order
+from mimkit.data.sources import Source, open_source
+from mimkit.errors import DataError, UserError, nearest
+from mimkit.verbs import analyze_out, analyze_pictures
+from mimkit.verbs.analyze_models import Sample, open_subjects
+from mimkit.verbs.analyze_steps import STEPS, inspect, runs_of, said
+from mimkit.verbs.labels import open_labelled
+from mimkit.verbs.running import Progress
+from mimkit.verbs.watch import even_draw
+
+log = logging.getLogger(__name__)
+
+IMAGES = 256
+LEAST = 4  # images that the unbiased estimator of CKA needs
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """Where the report lies, what it says in short, and what was left out."""
+
+    out: Path
+    study: Study
+    notes: tuple[str, ...]
+
+    @property
+    def report(self) -> Path:
+        return self.out / analyze_out.REPORT
+
+    def lines(self) -> list[str]:
+        """For a terminal."""
+        found = [f"- {finding.text}" for finding in self.study.findings]
+        return [*(found or ["No rule has anything to say about these numbers."]), *self.notes]
+
+
+def analyze(
+    models: Sequence[str | Path],
+    path: str | Path,
+    overrides: Sequence[str] = (),
+    out: Path = Path("analysis"),
+    images: int = IMAGES,
+    labels: bool = False,
+    runs: Sequence[str | Path] = (),
+    only: Sequence[str] = (),
+    progress: Progress = None,
+) -> Analysis:
+    """See `mimkit.api.analyze`."""
+    wanted = _wanted(only, labels)
+    analyze_out.claim(out)
+    curves = runs_of(runs, models) if "training" in wanted else {}
+    source, ids = _sample(path, images, labels, wanted)
+    subjects = open_subjects(models, overrides)
+    for subject in subjects:
+        check_weights(subject.module, subject.label)
+        log.info("%s: %s", subject.label, subject.about)
+    count = _counter(progress, len(wanted) * len(subjects) + len(subjects))
+    samples = [Sample(subject, source, ids) for subject in subjects]
+    found = [inspect(sample, wanted, count) for sample in samples]
+    cross = [cross_cka(samples[0], other) for other in samples[1:]] if "cka" in wanted else []
+    study = _study(samples, found, wanted, [one for one in cross if one is not None])
+    study = replace(study, runs=curves, **analyze_pictures.pictures(samples, study, wanted, count))
+    _check_anything(study)
+    study = replace(study, findings=said(samples, study))
+    notes = [note for model in found for note in model.notes]
+    return Analysis(out, study, (*study.notes, *notes, *analyze_out.write(study, out)))
+
+
+def _check_anything(study: Study) -> None:
+    """Raise UserError where there is nothing to report."""
+    found = [(m.attention, m.kernels, m.cka, m.layers, m.probes) for m in study.models]
+    if not any(one is not None for each in found for one in each) and not study.sheets and not study.runs:
+        notes = [*study.notes, *(note for model in study.models for note in model.notes)]
+        raise UserError(f"None of the analyses could be done. {' '.join(notes)}".rstrip())
+
+
+def _wanted(only: Sequence[str], labels: bool) -> tuple[str, ...]:
+    """The analyses to do, in order. Raises UserError for an unknown one."""
+    for name in only:
+        if name not in STEPS:
+            raise UserError(f"--only {name}: known are {', '.join(STEPS)}.{nearest(name, STEPS)}")
+    if "probes" in only and not labels:
+        raise UserError(
+            "--only probes: probes need labelled images; add --labels and a folder of class folders."
+        )
+    return tuple(name for name in STEPS if (name in only or not only) and (labels or name != "probes"))
+
+
+def _sample(path: str | Path, images: int, labels: bool, wanted: Sequence[str]) -> tuple[Source, list[int]]:
+    """The images and which of them are read: the same ones every time, with labels evenly over the classes."""
+    source = open_labelled(path) if labels else open_source(path)
+    if labels:
+        ids = even_draw([source.label(i) or 0 for i in range(len(source))], images, 0)
+    else:
+        ids = np.sort(epoch_order(0, 0, len(source))[:images]).tolist()
+    if len(ids) < LEAST and "cka" in wanted:
+        others = ",".join(name for name in wanted if name != "cka")
+        raise UserError(
+            f"CKA needs at least {LEAST} images and there are {len(ids)} ({source.name}, --images {images}); give it "
+            f"more, or leave it out: --only {others}."
+        )
+    return source, ids
+
+
+def _counter(progress: Progress, total: int) -> Callable[[], None]:
+    """Called when an analysis is done."""
+    done = 0
+
+    def count() -> None:
+        nonlocal done
+        done += 1
+        if progress is not None:
+            progress(min(done, total), total)
+
+    return count
+
+
+def cross_cka(first: Sample, other: Sample) -> CKA | None:
+    """CKA between two models; None, and a warning, where their features do not allow it."""
+    a, b = first.subject, other.subject
+    try:
+        return cka(a.module, first, b.module, names=(a.label, b.label), loader_b=other)
+    except (UserError, DataError) as error:
+        log.warning("CKA between %s and %s was left out: %s", a.label, b.label, error)
+        return None
+
+
+def _study(
+    samples: Sequence[Sample], found: Sequence[Inspection], wanted: Sequence[str], cross: list[CKA]
+) -> Study:
+    first = samples[0]
+    skipped = list(dict.fromkeys(name for sample in samples for name in sample.skipped))
+    read = len(first.ids) - len(first.skipped)
+    settings = [
+        (
+            "images",
+            f"{read} of {len(first.source)} in {first.source.name}, drawn with a fixed seed; shorter side resized, "
+            "centre cropped, each model's own size and normalisation",
+        ),
+        ("analyses", ", ".join(wanted)),
+        (
+            "attention",
+            "after softmax, whole images, no mask, evaluation mode; rows of patches over patches alone; "
+            "KL with both logarithms of max(a, 1e-8)",
+        ),
+        (
+            "CKA",
+            "linear, outputs of blocks, all tokens of an image in a row, unbiased HSIC over blocks of 256 images",
+        ),
+        ("devices", ", ".join(dict.fromkeys(str(sample.runner.device) for sample in samples)) + ", float32"),
+    ]
+    if skipped:
+        settings.append(("unreadable", f"{len(skipped)} images were left out, such as {skipped[0]}"))
+    return Study(
+        tuple(found), first.source.name, read, tuple(settings), tuple(cross), notes=tuple(_together(found))
+    )
+
+
+def _together(found: Sequence[Inspection]) -> list[str]:
+    """What a reader must know where the models are not alike."""
+    notes = []
+    sizes = {model.label: model.size for model in found}
+    if len(set(sizes.values())) > 1:
+        listed = ", ".join(f"{label} {size[0]} × {size[1]}" for label, size in sizes.items())
+        notes.append(
+            f"The models read images of different sizes ({listed}): compare distances as shares of uniform attention, "
+            "not in pixels."
+        )
+    depths = {m.label: len(m.attention.layers) for m in found if m.attention is not None}
+    if len(set(depths.values())) > 1:
+        listed = ", ".join(f"{label} {depth}" for label, depth in depths.items())
+        notes.append(
+            f"The models have different numbers of attention layers ({listed}): layers are counted from the first one, "
+            "and equal numbers are not equal depths."
+        )
+    return notes

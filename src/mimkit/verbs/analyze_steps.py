@@ -1,0 +1,154 @@
+"""The analyses of one model, one after the other, and what the rules say about all of them.
+
+What a model does not allow (attention of a convolutional network, a layout that the analysis does not know) becomes a
+note beside its results; it never stops the others.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mimkit.analysis.attention import attention_statistics
+from mimkit.analysis.cka import cka
+from mimkit.analysis.cost import parameters
+from mimkit.analysis.inside import Inspection, Study
+from mimkit.analysis.kernels import is_depthwise, kernel_statistics
+from mimkit.analysis.probe import probe
+from mimkit.analysis.report import read_run
+from mimkit.analysis.sentences import Finding, compare, sentences
+from mimkit.analysis.spectrum import layer_statistics
+from mimkit.analysis.subjects import attention_sites
+from mimkit.engine.run_folder import METRICS
+from mimkit.errors import DataError, UserError
+from mimkit.masks import mean_avg_distance
+from mimkit.verbs.analyze_models import Sample, Subject
+
+log = logging.getLogger(__name__)
+
+FOLDS = 5
+RECIPE = "recipe.yaml"
+
+
+def _attention(sample: Sample) -> dict[str, Any]:
+    subject = sample.subject
+    if not attention_sites(subject.module):
+        return {}
+    return {"attention": attention_statistics(subject.module, sample, subject.label)}
+
+
+def _kernels(sample: Sample) -> dict[str, Any]:
+    subject = sample.subject
+    if not any(is_depthwise(part) for part in subject.module.modules()):
+        return {}
+    return {"kernels": kernel_statistics(subject.module, subject.label)}
+
+
+def _cka(sample: Sample) -> dict[str, Any]:
+    return {"cka": cka(sample.subject.module, sample, names=(sample.subject.label, sample.subject.label))}
+
+
+def _layers(sample: Sample) -> dict[str, Any]:
+    return {"layers": layer_statistics(sample.subject.module, sample, sample.subject.label)}
+
+
+def _probes(sample: Sample) -> dict[str, Any]:
+    encoder, recipe = sample.subject.encoder, sample.subject.recipe
+    if encoder is None:
+        raise UserError("Probes know mimkit's and timm's encoders, and this one is of transformers.")
+    torch.manual_seed(recipe.train.seed)
+    every = range(1, encoder.depth + 1)
+    table = probe(
+        encoder,
+        sample,
+        layers=list(every),
+        poolings=("mean",),
+        folds=FOLDS,
+        device=sample.runner.device,
+        classes=sample.source.classes,
+    )
+    return {"probes": table}
+
+
+STEPS: dict[str, Callable[[Sample], dict[str, Any]] | None] = {
+    "attention": _attention,
+    "kernels": _kernels,
+    "cka": _cka,
+    "spectrum": _layers,
+    "probes": _probes,
+    "maps": None,  # pictures come from all models together
+    "features": None,
+    "gallery": None,
+    "training": None,
+}
+
+
+def inspect(sample: Sample, wanted: Sequence[str], count: Callable[[], None]) -> Inspection:
+    """Every wanted analysis of one model; `count` is called after each."""
+    subject = sample.subject
+    found: dict[str, Any] = {}
+    notes = []
+    for name in wanted:
+        step = STEPS[name]
+        if step is None:
+            continue
+        try:
+            found |= step(sample)
+        except (UserError, DataError) as error:
+            notes.append(f"{subject.label}: {name} was left out. {error}")
+            log.warning("%s", notes[-1])
+        count()
+    notes += _missing(subject, found, wanted)
+    return Inspection(
+        subject.label, subject.about, subject.size, parameters(subject.module), **found, notes=tuple(notes)
+    )
+
+
+def _missing(subject: Subject, found: dict[str, Any], wanted: Sequence[str]) -> list[str]:
+    """Which analyses a model without attention leaves, where attention was asked for."""
+    if "attention" not in wanted or attention_sites(subject.module):
+        return []
+    rest = ", ".join(
+        name for name in wanted if name not in ("attention", "kernels", "maps", "gallery", "training")
+    )
+    if "kernels" in found:
+        return [
+            f"{subject.label} has no attention layers; its depth-wise kernels are read as attention instead."
+        ]
+    return [f"{subject.label} has neither attention nor depth-wise kernels; what applies was done: {rest}."]
+
+
+def said(samples: Sequence[Sample], study: Study) -> tuple[Finding, ...]:
+    """What the rules say about each model, and about each pair with the first one."""
+    made: list[Finding] = []
+    for sample, model in zip(samples, study.models, strict=True):
+        if model.attention is not None:
+            made += sentences(model.attention, model.cka, _mask_distance(sample.subject), model.size)
+    first, *others = [model.attention for model in study.models if model.attention is not None] or [None]
+    if first is not None:
+        made += [compare(first, other) for other in others if other is not None]
+    return tuple(made)
+
+
+def _mask_distance(subject: Subject) -> float | None:
+    """Mean distance from a hidden pixel to the nearest visible one under the mask that the model was trained with."""
+    opened = subject.opened
+    if opened is None or opened.method is None or opened.step is None:
+        return None
+    return mean_avg_distance(opened.method.masker, subject.size)
+
+
+def runs_of(runs: Sequence[str | Path], models: Sequence[str | Path]) -> dict[str, dict[str, Any]]:
+    """The metrics of `runs`, and of those of `models` that are run folders: name -> column -> (steps, values).
+
+    Raises UserError for one of `runs` that is no run.
+    """
+    folders = [Path(run).expanduser() for run in runs]
+    folders += [folder for model in models if ((folder := Path(model).expanduser()) / METRICS).is_file()]
+    found: dict[str, dict[str, Any]] = {}
+    for folder in dict.fromkeys(folder.resolve() for folder in folders):
+        run = read_run(folder)
+        found[folder.name if folder.name not in found else str(folder)] = run.columns
+    return found
