@@ -84,7 +84,11 @@ class Page:
     def look(self, width: int, height: int, dark: bool = False) -> None:
         """The size of the screen, and the scheme that the reader prefers."""
         self.call(
-            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=height,
+            deviceScaleFactor=1,
+            mobile=False,
         )
         scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
         self.call("Emulation.setEmulatedMedia", features=scheme)
@@ -133,7 +137,13 @@ def browser() -> Iterator[Page]:
     assert path is not None
     (child_in, writer), (reader, child_out) = os.pipe(), os.pipe()
     with tempfile.TemporaryDirectory() as profile:
-        flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars"]
+        flags = [
+            "--headless=new",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-dev-shm-usage",
+            "--hide-scrollbars",
+        ]
         flags += ["--remote-debugging-pipe", "--no-first-run", "--disable-background-networking"]
         # The browser reads commands from descriptor 3 and answers on 4
         command = f'exec "$0" "$@" 3<&{child_in} 4>&{child_out}'

@@ -6,7 +6,7 @@ and `notes` says so in words.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mimkit.analysis.attention import AttentionStatistics
 from mimkit.analysis.cka import CKA
@@ -16,16 +16,12 @@ from mimkit.analysis.probe import ProbeTable
 from mimkit.analysis.sentences import Finding
 from mimkit.analysis.spectrum import LayerStatistics
 from mimkit.plots import Sheet
-
-if TYPE_CHECKING:
-    from mimkit.plots.curves import Series
+from mimkit.plots.curves import Series
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """One model. size: (h, w) of its images. about: what it is, in words. mask: mean distance in px from a hidden
-    pixel to the nearest visible one under the mask that it was trained with, None where that is not known.
-    """
+    """One model. size: (h, w) of its images. about: what it is, in words."""
 
     label: str
     about: str
@@ -56,7 +52,7 @@ class Study:
     notes: tuple[str, ...] = ()
     sheets: tuple[Sheet, ...] = ()
     viewer: list[dict[str, Any]] = field(default_factory=list)
-    runs: dict[str, dict[str, "Series"]] = field(default_factory=dict)
+    runs: dict[str, dict[str, Series]] = field(default_factory=dict)
 
     def to_frame(self) -> Frame:
         """Every number: columns model, layer, head, metric, value, and those that some analyses add."""

@@ -20,6 +20,7 @@ from mimkit.analysis.headline import headline
 from mimkit.analysis.inside import Study
 from mimkit.analysis.sections import Item, Section, sections
 from mimkit.analysis.viewer import picture
+from mimkit.plots.charts import SHALLOW_TO_DEEP
 from mimkit.plots.curves import CYCLE
 from mimkit.version import __version__
 
@@ -28,11 +29,21 @@ TEMPLATES = files("mimkit.analysis") / "templates"
 
 @dataclass(frozen=True)
 class Panel:
-    """One chart of a page: whose it is, the SVG, and what a screen reader says in its place."""
+    """One chart of a page: whose it is, the SVG, what a screen reader says in its place, and its width in pixels."""
 
     title: str
     svg: str
     alt: str
+    width: int
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A figure as the page holds it: the panels of a chart, or the pictures of a sheet row by row."""
+
+    figure: plots.Chart | plots.Sheet
+    panels: list[Panel]
+    cells: list[list[str]]
 
 
 def render(study: Study) -> str:
@@ -69,13 +80,16 @@ def _json(value: Any) -> str:
     return json.dumps(value).replace("<", "\\u003c")
 
 
-def _items(section: Section) -> Iterator[tuple[Item, list[Panel], list[list[str]]]]:
-    """(item, its charts, its pictures row by row)."""
+def _items(section: Section) -> Iterator[tuple[Item, list[Shown]]]:
+    """Each item with its figures."""
     for item in section.items:
-        if isinstance(item.figure, plots.Chart):
-            yield item, list(_panels(item.figure)), []
-        else:
-            yield item, [], [[_cell(cell, item.figure.crisp) for cell in row] for row in item.figure.cells]
+        yield item, [_shown(figure) for figure in item.figures]
+
+
+def _shown(figure: plots.Chart | plots.Sheet) -> Shown:
+    if isinstance(figure, plots.Chart):
+        return Shown(figure, list(_panels(figure)), [])
+    return Shown(figure, [], [[_cell(cell, figure.crisp) for cell in row] for row in figure.cells])
 
 
 def _panels(chart: plots.Chart) -> Iterator[Panel]:
@@ -85,9 +99,10 @@ def _panels(chart: plots.Chart) -> Iterator[Panel]:
         figure, tips = plots.panel_of(panel)
         name = f"{chart.name}-{number}"
         text = plots.with_tips(plots.svg(figure, name), name, tips)
-        for place, colour in enumerate(CYCLE):
-            text = text.replace(colour, f"var(--line-{place})")
-        yield Panel(panel.title, Markup(text), _alt(chart, panel, tips))
+        for kind, colours in (("line", CYCLE), ("depth", SHALLOW_TO_DEEP)):
+            for place, colour in enumerate(colours):
+                text = text.replace(colour, f"var(--{kind}-{place})")
+        yield Panel(panel.title, Markup(text), _alt(chart, panel, tips), round(110 * panel.size[0]))
 
 
 def _alt(chart: plots.Chart, panel: plots.ChartPanel, tips: plots.Tips) -> str:

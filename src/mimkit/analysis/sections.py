@@ -1,9 +1,10 @@
-"""From numbers to what a reader sees: the sections of the analysis page, their charts, and under each chart a sentence
-on what it shows, how to read it and which finding of "Revealing the Dark Secrets of Masked Image Modeling" (Xie et al.
-2023) it belongs to. A section exists where a model has numbers for it.
+"""From numbers to what a reader sees: the sections of the analysis page and the charts in each.
+
+A section exists where some model has numbers for it, so a page about a convolutional network or without labels is
+shorter, not emptier. What stands under the charts is in `reading`.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,101 +13,82 @@ from mimkit import plots
 from mimkit.analysis.attention import LayerAttention
 from mimkit.analysis.inside import Inspection, Study
 from mimkit.analysis.kernels import LayerKernels
+from mimkit.analysis.reading import DOTS, READINGS, Reading
 from mimkit.plots.sheets import evenly
 
-DOTS = 40  # channels of a layer that are drawn, evenly by rank
+Figures = tuple[plots.Chart | plots.Sheet, ...]
 
 
 @dataclass(frozen=True)
 class Item:
-    """A chart or a sheet. shows, read, paper: what it is, how it is read, what the paper found with it ("")."""
+    """Charts or sheets of one kind, and what stands below them."""
 
-    figure: plots.Chart | plots.Sheet
-    shows: str
-    read: str
-    paper: str = ""
+    figures: Figures
+    reading: Reading
 
 
 @dataclass(frozen=True)
 class Section:
+    """name: for addresses. intro: a sentence before the first figure, or ""."""
+
     name: str
     title: str
-    intro: str
     items: tuple[Item, ...]
+    intro: str = ""
+
+
+PATCHES = (
+    "Whole images, nothing hidden. Class tokens and registers are left out, and the rest of the attention is brought "
+    "back to a sum of one."
+)
+CLICK = (
+    "Click a patch of the sample image, or move with the arrow keys: the map shows where that patch looks."
+)
+CENTRE = "Depth-wise convolutions read as attention with one query, the kernel's centre: |weight| over the sum of all."
 
 
 def sections(study: Study) -> list[Section]:
     """The sections of the page that the study has numbers for, in reading order."""
-    made = [_attention(study), _maps(study), _kernels(study), _likeness(study), _directions(study)]
-    made += [_features(study), _probes(study), _gallery(study), _runs(study)]
-    return [section for section in made if section is not None and section.items]
+    made = [
+        Section("attention", "Where it looks", tuple(_attention(study)), PATCHES),
+        Section("maps", "Attention maps", tuple(_sheets(study, "attention-maps")), CLICK),
+        Section("kernels", "How far its kernels reach", tuple(_kernels(study)), CENTRE),
+        Section("likeness", "Do its layers differ?", tuple(_likeness(study))),
+        Section("directions", "How many directions its features use", tuple(_directions(study))),
+        Section("features", "Feature maps as colours", tuple(_sheets(study, "features"))),
+        Section("probes", "What its layers know about the labels", tuple(_probes(study)), _labels(study)),
+        Section("gallery", "What it paints into the gaps", tuple(_sheets(study, "gallery"))),
+        Section("training", "How training went", tuple(_runs(study))),
+    ]
+    return [section for section in made if section.items]
 
 
-def _attention(study: Study) -> Section | None:
+def _item(name: str, *figures: plots.Chart | plots.Sheet) -> Item:
+    return Item(figures, READINGS[name])
+
+
+def _sheets(study: Study, kind: str) -> Iterator[Item]:
+    """All sheets of one kind, a model each, with one reading."""
+    if found := [sheet for sheet in study.sheets if sheet.name.startswith(kind)]:
+        yield _item(kind, *found)
+
+
+def _attention(study: Study) -> Iterator[Item]:
     models = [model for model in study.models if model.attention is not None]
     if not models:
-        return None
-    items = [
-        Item(
-            _dots(
-                models,
-                "distance",
-                "Attention distance",
-                "distance (px)",
-                "px",
-                lambda layer: layer.uniform_distance,
-            ),
-            "How far, on average, a patch looks in each head: pixels between the centres of query and key, weighted "
-            "by attention.",
-            "Low dots are heads that look nearby, high ones look across the image; the line is the layer's mean, the "
-            "dotted line attention that is the same everywhere.",
-            "Figure 1: masked image modelling keeps local and global heads in every layer, with a mean as low as in "
-            "the first layers of a supervised model; supervised and contrastive models look further with depth.",
-        )
-    ]
-    if len({model.size for model in models}) > 1 or any(_windowed(model) for model in models):
-        items.append(
-            Item(
-                _dots(
-                    models, "relative_distance", "Distance over that of uniform attention", "share of uniform"
-                ),
-                "The same distance as a share of what uniform attention would have in the same image or window.",
-                "1 is attention without any preference. Compare models of different input sizes or windows here, not "
-                "in pixels.",
-                "Figures 1, 2b and 8: with shifted windows, consecutive blocks zigzag, because shifted blocks see "
-                "smaller regions at the edges.",
-            )
-        )
-    items += [
-        Item(
-            _dots(
-                models,
-                "entropy",
-                "Entropy of attention",
-                "entropy (nats)",
-                "",
-                lambda layer: layer.uniform_entropy,
-            ),
-            "How broadly a patch spreads its attention in each head.",
-            "0 is one patch alone; the dotted line is all patches alike. Spread dots are heads of different focus.",
-            "Figure 3: in masked models focused and broad heads stand side by side in all layers; supervised models "
-            "are focused below and broad above.",
-        ),
-        Item(
-            _dots(models, "kl", "How much heads differ", "KL divergence (nats)"),
-            "Kullback-Leibler divergence between the attention of a head and that of each other head of its layer.",
-            "0 means that heads do the same thing twice. Look at the last layers.",
-            "Figure 4: supervised models lose nearly all difference in the last three layers, masked models keep "
-            "it; after fine-tuning a masked model keeps some of it (Figures 8 to 11).",
-        ),
-    ]
-    return Section(
-        "attention",
-        "Where it looks",
-        "Whole images, nothing hidden. Class tokens and registers are left out, and the rest is brought back to a sum of "
-        "one.",
-        tuple(items),
+        return
+    distance = _dots(
+        models, "distance", "Attention distance", "distance (px)", lambda one: one.uniform_distance
     )
+    yield _item("distance", distance)
+    if len({model.size for model in models}) > 1 or any(_windowed(model) for model in models):
+        title = "Distance over that of uniform attention"
+        yield _item("relative-distance", _dots(models, "relative_distance", title, "share of uniform"))
+    yield _item(
+        "entropy",
+        _dots(models, "entropy", "Entropy of attention", "entropy (nats)", lambda one: one.uniform_entropy),
+    )
+    yield _item("kl", _dots(models, "kl", "How much heads differ", "KL divergence (nats)"))
 
 
 def _windowed(model: Inspection) -> bool:
@@ -118,84 +100,42 @@ def _dots(
     metric: str,
     title: str,
     label: str,
-    unit: str = "",
     uniform: Callable[[LayerAttention], float] | None = None,
 ) -> plots.Chart:
-    heads = [
-        plots.Heads(
-            model.label,
-            [layer.by_head()[metric] for layer in model.attention.layers],
-            [uniform(layer) for layer in model.attention.layers] if uniform else None,
+    series = []
+    for model in models:
+        layers = model.attention.layers if model.attention is not None else ()
+        values = [layer.by_head()[metric] for layer in layers]
+        series.append(
+            plots.Heads(model.label, values, [uniform(layer) for layer in layers] if uniform else None)
         )
-        for model in models
-        if model.attention is not None
-    ]
-    return plots.head_dots(metric.replace("_", "-"), title, heads, label, unit)
+    return plots.head_dots(metric.replace("_", "-"), title, series, label, _unit(label))
 
 
-def _maps(study: Study) -> Section | None:
-    sheets = [sheet for sheet in study.sheets if sheet.name.startswith("attention-maps")]
-    items = [
-        Item(
-            sheet,
-            "Where the middle patch (outlined on the image) looks: a row a layer, a column a head.",
-            "Black is no attention; each map has its own scale, faint attention is lifted. Narrow spots around the "
-            "patch are local heads, even maps look at everything alike.",
-            "Figure 1 in pictures: maps that differ along a row are the head diversity of Figure 4.",
-        )
-        for sheet in sheets
-    ]
-    intro = "Click a patch of the sample image, or move with the arrow keys: the map shows where that patch looks."
-    return Section("maps", "Attention maps", intro, tuple(items)) if items or study.viewer else None
+def _unit(label: str) -> str:
+    """What stands in brackets behind a name."""
+    return label.rpartition("(")[2].removesuffix(")") if label.endswith(")") else ""
 
 
-def _kernels(study: Study) -> Section | None:
+def _kernels(study: Study) -> Iterator[Item]:
     models = [model for model in study.models if model.kernels is not None]
     if not models:
-        return None
-    items = [
-        Item(
-            _channels(
-                models,
-                "kernel-distance",
-                "Kernel distance",
-                "distance (px)",
-                lambda layer: layer.distance,
-                lambda layer: layer.uniform_distance,
-            ),
-            f"How far the kernel of a channel reaches from its centre, by the size of its weights ({DOTS} channels a "
-            "layer, evenly by rank; the line is the mean of all).",
-            "Low dots are channels that use the centre, high ones use the rim; dotted: a kernel with equal weights.",
-            "Figure 12: supervised RepLKNet is local in every layer, the masked one mixes local and global channels.",
-        ),
-        Item(
-            _channels(
-                models,
-                "kernel-entropy",
-                "Kernel entropy",
-                "entropy (nats)",
-                lambda layer: layer.entropy,
-                lambda layer: layer.uniform_entropy,
-            ),
-            "How evenly a kernel's weights are spread.",
-            "0 is a single weight; the dotted line all weights alike.",
-            "Figure 13: broad and focused channels stand side by side after masked pre-training.",
-        ),
-        Item(
-            plots.layer_lines(
-                "kernel-kl",
-                "How much channels differ",
-                {m.label: [layer.kl for layer in m.kernels.layers] for m in models if m.kernels is not None},
-                "KL divergence (nats)",
-                zero=True,
-            ),
-            "Mean Kullback-Leibler divergence between the kernels of a layer, read as attention.",
-            "0 means that all channels filter alike.",
-            "Figure 14: masked pre-training keeps channels different, most of all in deep layers.",
-        ),
-    ]
-    intro = "Depth-wise convolutions read as attention with one query, the kernel's centre: |weight| over its sum."
-    return Section("kernels", "How far its kernels reach", intro, tuple(items))
+        return
+    yield _item(
+        "kernel-distance",
+        _channels(models, "kernel-distance", "Kernel distance", "distance (px)",
+                  lambda one: one.distance, lambda one: one.uniform_distance),
+    )  # fmt: skip
+    yield _item(
+        "kernel-entropy",
+        _channels(models, "kernel-entropy", "Kernel entropy", "entropy (nats)",
+                  lambda one: one.entropy, lambda one: one.uniform_entropy),
+    )  # fmt: skip
+    kl = {m.label: [layer.kl for layer in m.kernels.layers] for m in models if m.kernels is not None}
+    yield _item(
+        "kernel-kl",
+        plots.layer_lines("kernel-kl", "How much channels differ", kl, "KL divergence (nats)", zero=True),
+    )
 
 
 def _channels(
@@ -206,180 +146,93 @@ def _channels(
     values: Callable[[LayerKernels], np.ndarray],
     uniform: Callable[[LayerKernels], float],
 ) -> plots.Chart:
+    """Dots of DOTS channels a layer, evenly by rank; the line is the mean of all channels."""
     series = []
     for model in models:
         layers = model.kernels.layers if model.kernels is not None else ()
-        marks = [
-            np.argsort(values(layer), kind="stable")[evenly(len(values(layer)), DOTS)] for layer in layers
-        ]
+        kept = [np.argsort(values(one), kind="stable")[evenly(len(values(one)), DOTS)] for one in layers]
         series.append(
             plots.Heads(
                 model.label,
-                [values(layer)[kept] for layer, kept in zip(layers, marks, strict=True)],
-                [uniform(layer) for layer in layers],
-                [kept.tolist() for kept in marks],
-                [float(values(layer).mean()) for layer in layers],
+                [values(one)[marks] for one, marks in zip(layers, kept, strict=True)],
+                [uniform(one) for one in layers],
+                [marks.tolist() for marks in kept],
+                [float(values(one).mean()) for one in layers],
                 "channel",
             )
         )
-    return plots.head_dots(name, title, series, label, "px" if "px" in label else "")
+    return plots.head_dots(name, title, series, label, _unit(label))
 
 
-def _likeness(study: Study) -> Section | None:
-    own = [(model.label, model.cka) for model in study.models if model.cka is not None]
-    if not own:
-        return None
-    low = _floor([found.values for _, found in own])
-    items = [
-        Item(
-            plots.heat_maps("cka", "CKA between layers", [plots.HeatMap(n, f.values) for n, f in own], low),
-            "How alike what any two layers of a model say about the images is (linear CKA).",
-            "1, bright, is the same up to rotation and scale; dark squares are layers that say different things. The "
-            "diagonal is 1 by definition.",
-            "Figure 6: all layers of a masked model are alike (about 0.9 to 1); those of a supervised one change "
-            "with depth. MoCo v3 is like the masked model here, so CKA alone does not tell masked models apart.",
+def _likeness(study: Study) -> Iterator[Item]:
+    own = [plots.HeatMap(m.label, m.cka.values) for m in study.models if m.cka is not None]
+    if own:
+        yield _item("cka", plots.heat_maps("cka", "CKA between layers", own, _floor(m.values for m in own)))
+    between = [
+        plots.HeatMap(
+            f"{one.model_a} and {one.model_b}",
+            one.values,
+            (f"layer of {one.model_a[-24:]}", f"layer of {one.model_b[-24:]}"),
         )
+        for one in study.cross
     ]
-    if study.cross:
-        maps = [
-            plots.HeatMap(f"{f.model_a} and {f.model_b}", f.values, _short(f.model_a, f.model_b))
-            for f in study.cross
-        ]
-        low = _floor([found.values for found in study.cross])
-        items.append(
-            Item(
-                plots.heat_maps("cka-between", "CKA between two models", maps, low),
-                "How alike each layer of one model and each layer of another are, on the same images.",
-                "A bright band along the diagonal: both go the same way at the same depth. Numbers of "
-                "layers may differ.",
-                "The paper compares layers within a model; between models this is the same measure.",
-            )
-        )
-    return Section("likeness", "Do its layers differ?", "", tuple(items))
-
-
-def _short(a: str, b: str) -> tuple[str, str]:
-    return (f"layer of {a[-24:]}", f"layer of {b[-24:]}")
+    if between:
+        low = _floor(one.values for one in between)
+        yield _item("cka-between", plots.heat_maps("cka-between", "CKA between two models", between, low))
 
 
 def _floor(values: Iterable[np.ndarray]) -> float:
-    """The bottom of the colour scale: half of 0..1 is enough where all values lie there."""
-    lowest = min(float(np.nanmin(one)) for one in values)
-    return 0.5 if lowest >= 0.5 else 0.0
+    """The bottom of the colour scale: from a half up is enough where all values lie there."""
+    return 0.5 if min(float(np.nanmin(one)) for one in values) >= 0.5 else 0.0
 
 
-def _directions(study: Study) -> Section | None:
-    models = {model.label: model.layers for model in study.models if model.layers is not None}
+def _directions(study: Study) -> Iterator[Item]:
+    models = {model.label: model.layers.layers for model in study.models if model.layers is not None}
     if not models:
-        return None
-    rank = {n: [layer.effective_rank / len(layer.singular) for layer in f.layers] for n, f in models.items()}
-    singular = {n: [layer.singular for layer in f.layers] for n, f in models.items()}
-    waves = {n: [layer.high_minus_low for layer in f.layers] for n, f in models.items()}
-    items = [
-        Item(
-            plots.layer_lines("effective-rank", "Effective rank", rank, "share of all directions", zero=True),
-            "How many directions the features of a layer use (exponential of the entropy of the singular values), as a "
-            "share of the channels.",
-            "Near 0 features have collapsed onto few directions; 1 uses all alike. What is low can be compressed.",
-        ),
-        Item(
-            plots.spectra(
-                "spectrum",
-                "Spectrum of the features",
-                {n: [layer.singular for layer in f.layers] for n, f in models.items()},
-            ),
-            "Singular values of a layer's features over its largest one, dark for deep layers.",
-            "A line that falls at once means that a few directions say almost everything.",
-        ),
-        Item(
-            plots.layer_lines("frequencies", "Fine against coarse", waves, "log amplitude, high - low"),
-            "How strong fine structure is against coarse structure in a layer's feature maps (Fourier amplitudes).",
-            "High values keep edges and texture, low ones are smooth over the image.",
-        ),
-    ]
-    return Section("directions", "How many directions its features use", "", tuple(items))
-
-
-def _features(study: Study) -> Section | None:
-    items = [
-        Item(
-            sheet,
-            "Feature maps of some layers, and of the last one behind its norm, with the first three principal "
-            "components as red, green, blue, fitted over all images together.",
-            "Equal colours are equal features: parts that share a colour across images mean the same to the model. "
-            "Colours of different layers or models cannot be compared.",
-        )
-        for sheet in study.sheets
-        if sheet.name.startswith("features")
-    ]
-    return Section("features", "Feature maps as colours", "", tuple(items)) if items else None
-
-
-def _probes(study: Study) -> Section | None:
-    models = [(model.label, model.probes) for model in study.models if model.probes is not None]
-    if not models:
-        return None
-
-    def panel(label: str, curves: list[plots.ProbeCurve], chance: float) -> plots.ChartPanel:
-        from mimkit.plots.curves import draw_probe_layers
-
-        def draw(axes: "plots.Axes") -> plots.Tips:
-            draw_probe_layers(axes, curves, chance, beside=False)
-            return {}
-
-        return plots.ChartPanel(label, draw)
-
-    panels = tuple(panel(label, table.curves(), table.chance) for label, table in models)
-    first = models[0][1]
-    items = (
-        Item(
-            plots.Chart("probes", "Probes of the frozen features", panels),
-            f"Accuracy of k-NN and of a linear classifier on each layer's frozen features, {first.images} images of "
-            f"{first.classes} classes, {first.folds}-fold cross-validation.",
-            "The layer with the best features need not be the last one. Bands: deviation over the folds.",
-            "Figures 8 to 11 and Table 1 ask the same of fine-tuned models: what is kept decides what transfers.",
-        ),
+        return
+    rank = {
+        name: [one.effective_rank / len(one.singular) for one in layers] for name, layers in models.items()
+    }
+    yield _item(
+        "effective-rank",
+        plots.layer_lines("effective-rank", "Effective rank", rank, "share of all directions", zero=True),
     )
-    return Section("probes", "What its layers know about the labels", "", items)
-
-
-def _gallery(study: Study) -> Section | None:
-    items = [
-        Item(
-            sheet,
-            "What the model paints into hidden patches at several shares of hidden ones; visible patches are put back.",
-            "Made without looking at anything hidden. Blur is uncertainty, not a fault: the loss asks for the mean.",
-            "The distance that the mask leaves to the nearest visible pixel is what Figure 2 relates to transfer.",
-        )
-        for sheet in study.sheets
-        if sheet.name.startswith("gallery")
-    ]
-    return Section("gallery", "What it paints into the gaps", "", tuple(items)) if items else None
-
-
-def _runs(study: Study) -> Section | None:
-    parts = loss_parts(study)
-    if not parts:
-        return None
-    item = Item(
-        plots.run_curves("training", "Training curves", parts),
-        "The loss of each run, and its parts by the names that the method gives them, over steps.",
-        "A part that falls faster in one run is learned more easily from its start.",
-        "Figure 7: from masked pre-training the localisation loss of a detector falls faster, from supervised "
-        "pre-training the classification loss is lower.",
+    singular = {name: [one.singular for one in layers] for name, layers in models.items()}
+    yield _item("spectrum", plots.spectra("spectrum", "Spectrum of the features", singular))
+    waves = {name: [one.high_minus_low for one in layers] for name, layers in models.items()}
+    yield _item(
+        "frequencies",
+        plots.layer_lines("frequencies", "Fine against coarse", waves, "log amplitude, high - low"),
     )
-    return Section("training", "How training went", "", (item,))
+
+
+def _labels(study: Study) -> str:
+    table = next((model.probes for model in study.models if model.probes is not None), None)
+    if table is None:
+        return ""
+    return f"{table.images} images of {table.classes} classes, {table.folds} folds; features are means over patches."
+
+
+def _probes(study: Study) -> Iterator[Item]:
+    panels = [
+        plots.probe_panel(model.label, model.probes.curves(), model.probes.chance)
+        for model in study.models
+        if model.probes is not None
+    ]
+    if panels:
+        yield _item("probes", plots.Chart("probes", "Probes of the frozen features", tuple(panels)))
+
+
+def _runs(study: Study) -> Iterator[Item]:
+    if parts := loss_parts(study):
+        yield _item("training", plots.run_curves("training", "Training curves", parts))
 
 
 def loss_parts(study: Study) -> dict[str, dict[str, tuple[np.ndarray, np.ndarray]]]:
     """Part of the loss -> run -> (steps, values), the total first; only what some run has."""
-    from mimkit.plots.run import OWN
-
     names = dict.fromkeys(["loss", *(name for columns in study.runs.values() for name in columns)])
-    kept = [
-        name
-        for name in names
-        if name == "loss" or name == "val/loss" or ("/" not in name and name not in OWN)
-    ]
-    found = {name: {run: c[name] for run, c in study.runs.items() if name in c} for name in kept}
+    kept = [name for name in names if name in ("loss", "val/loss") or plots.is_loss_part(name)]
+    found = {
+        name: {run: columns[name] for run, columns in study.runs.items() if name in columns} for name in kept
+    }
     return {name: runs for name, runs in found.items() if runs}

@@ -17,6 +17,7 @@ from mimkit.plots.charts import (
     heat_maps,
     layer_lines,
     panel_of,
+    probe_panel,
     run_curves,
     spectra,
 )
@@ -32,7 +33,7 @@ from mimkit.plots.classify import (
 from mimkit.plots.curves import ProbeCurve, loss_curve, probe_bars, probe_layers
 from mimkit.plots.files import save, save_svg, svg, with_tips
 from mimkit.plots.images import Views, contact_sheet, reconstruction, reconstruction_grid, rgb
-from mimkit.plots.run import Panel, panel_figure, run_panels, run_report
+from mimkit.plots.run import Panel, is_loss_part, panel_figure, run_panels, run_report
 from mimkit.plots.sheets import Sheet, heat, sheet_figure
 
 __all__ = [
@@ -55,6 +56,7 @@ __all__ = [
     "head_dots",
     "heat",
     "heat_maps",
+    "is_loss_part",
     "layer_lines",
     "loss_curve",
     "mistakes",
@@ -62,6 +64,7 @@ __all__ = [
     "panel_of",
     "probe_bars",
     "probe_layers",
+    "probe_panel",
     "reconstruction",
     "reconstruction_grid",
     "rgb",

@@ -11,8 +11,21 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mimkit.plots.curves import CYCLE, DASHES, MARKERS, Series, draw_lines, head, legend, tidy, words
+from mimkit.plots.curves import (
+    CYCLE,
+    DASHES,
+    MARKERS,
+    ProbeCurve,
+    Series,
+    draw_lines,
+    draw_probe_layers,
+    head,
+    legend,
+    tidy,
+    words,
+)
 from mimkit.plots.files import DPI, INK, MUTED
+from mimkit.plots.sheets import evenly
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,7 +33,8 @@ if TYPE_CHECKING:
 
 Tips = dict[str, list[str]]
 """Group of marks (its gid) -> what is said of each mark, in the order in which they were drawn."""
-NAMED = 24  # rows of a heat map that are all numbered
+SHALLOW_TO_DEEP = ("#8fc7b8", "#4fa39b", "#237886", "#0e4a63")
+"""Lines of layers; a page turns the order of lightness round on a dark ground."""
 
 
 @dataclass(frozen=True)
@@ -101,8 +115,9 @@ def head_dots(
     every = np.concatenate([np.concatenate([*m.values, np.asarray(m.uniform or [])]) for m in models])
     every = every[np.isfinite(every)]
     low, high = (float(every.min()), float(every.max())) if len(every) else (0.0, 1.0)
-    margin = 0.06 * (high - low) or 0.1
-    limits = (0.0 if zero and low >= 0 else low - margin, high + margin)
+    from_zero = zero and low >= 0
+    margin = 0.07 * (high if from_zero else high - low) or 0.1
+    limits = (0.0 if from_zero else low - margin, high + margin)
 
     def panel(place: int, one: Heads) -> ChartPanel:
         return ChartPanel(
@@ -219,7 +234,7 @@ def layer_lines(
 
 
 def spectra(name: str, title: str, models: Mapping[str, Sequence[np.ndarray]]) -> Chart:
-    """Singular values over the largest, of some layers, dark for deep ones: a flat line uses all directions alike.
+    """Singular values over the largest, of some layers, pale for the first: a flat line uses all directions.
 
     models: model -> (C,) descending for each layer.
     """
@@ -231,21 +246,29 @@ def spectra(name: str, title: str, models: Mapping[str, Sequence[np.ndarray]]) -
 
 
 def _draw_spectra(axes: "Axes", layers: Sequence[np.ndarray]) -> Tips:
-    from matplotlib import colormaps
-
     tidy(axes, "direction, share of all", "singular value / largest")
-    shown = sorted({0, len(layers) // 3, 2 * len(layers) // 3, len(layers) - 1})
-    for place, number in enumerate(shown):
+    shown = evenly(len(layers), len(SHALLOW_TO_DEEP))
+    colours = SHALLOW_TO_DEEP[len(SHALLOW_TO_DEEP) - len(shown) :]
+    for number, colour in zip(shown, colours, strict=True):
         values = layers[number][layers[number] > 0]
         if len(values):
             x = (np.arange(len(values)) + 0.5) / len(layers[number])
-            colour = colormaps["viridis"](0.85 - 0.75 * place / max(1, len(shown) - 1))
             axes.plot(x, values / values[0], color=colour, linewidth=1.6, label=f"layer {number + 1}")
     axes.set_yscale("log")
     axes.set_ylim(1e-4, 1.5)
     axes.set_xlim(0, 1)
     legend(axes, "lower left")
     return {}
+
+
+def probe_panel(model: str, curves: Sequence[ProbeCurve], chance: float) -> ChartPanel:
+    """Accuracies of one model over its layers, with the share of the largest class."""
+
+    def draw(axes: "Axes") -> Tips:
+        draw_probe_layers(axes, curves, chance, beside=False)
+        return {}
+
+    return ChartPanel(model, draw)
 
 
 def run_curves(name: str, title: str, parts: Mapping[str, Mapping[str, Series]]) -> Chart:

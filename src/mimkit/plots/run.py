@@ -127,9 +127,14 @@ def _loss(columns: Columns) -> Panel | None:
     return Panel("loss", "Loss", note, lambda axes: draw_loss(axes, columns["loss"], trivial, fixed))
 
 
+def is_loss_part(name: str) -> bool:
+    """Whether a column of metrics.jsonl is a part of the loss, as the method names it."""
+    return "/" not in name and name not in OWN
+
+
 def _parts(columns: Columns) -> Panel | None:
     """Whatever else a method logs: named scalars beside the total, such as the terms of its loss."""
-    parts = {words(name): series for name, series in columns.items() if "/" not in name and name not in OWN}
+    parts = {words(name): series for name, series in columns.items() if is_loss_part(name)}
     if not parts:
         return None
     return Panel(

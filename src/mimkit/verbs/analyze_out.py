@@ -110,11 +110,9 @@ def _parquet(table: dict[str, list[Any]], path: Path) -> bool:
 
 
 def _figures(study: Study, folder: Path) -> None:
-    for section in sections(study):
-        for item in section.items:
-            chart = item.figure
-            figure = (
-                plots.chart_figure(chart) if isinstance(chart, plots.Chart) else plots.sheet_figure(chart)
-            )
-            plots.save(figure, folder / f"{chart.name}.png")
-            plots.save_svg(figure, folder / f"{chart.name}.svg")
+    for figure in (
+        figure for section in sections(study) for item in section.items for figure in item.figures
+    ):
+        drawn = plots.chart_figure(figure) if isinstance(figure, plots.Chart) else plots.sheet_figure(figure)
+        plots.save(drawn, folder / f"{figure.name}.png")
+        plots.save_svg(drawn, folder / f"{figure.name}.svg")

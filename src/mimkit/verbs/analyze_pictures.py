@@ -87,7 +87,7 @@ def _map_sheet(
         query = (layer.grid[0] // 2, layer.grid[1] // 2)
         own = layer.of(query)[0].numpy()  # (H, h, w)
         cells: Row = [plots.heat(own[head]) if head < len(own) else None for head in heads]
-        rows.append([outlined(image, layer.grid, query), *cells])
+        rows.append([None if rows else outlined(image, layer.grid, query), *cells])
     columns = ("image", *(f"head {head}" for head in heads))
     titles = tuple(f"layer {number + 1}" for number in layers)
     return plots.Sheet(name, f"Attention of the middle patch, {label}", columns, titles, of_rows(rows))
