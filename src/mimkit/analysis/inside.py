@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mimkit.analysis.attention import AttentionStatistics
-from mimkit.analysis.cka import CKA
 from mimkit.analysis.frames import Frame, frame, stack
 from mimkit.analysis.kernels import KernelStatistics
 from mimkit.analysis.probe import ProbeTable
-from mimkit.analysis.sentences import Finding
+from mimkit.analysis.similarity import CKA
 from mimkit.analysis.spectrum import LayerStatistics
+from mimkit.analysis.verdicts import Finding
 from mimkit.plots import Sheet
 from mimkit.plots.curves import Series
 

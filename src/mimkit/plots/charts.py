@@ -142,7 +142,9 @@ def _draw_heads(
             np.full(len(kept), place + 1), values[kept], s=16, color=colour, alpha=0.45, linewidths=0, gid=gid
         )
         marks = one.marks[place] if one.marks else range(len(values))
-        tips[gid] = [_tip(one, place, f", {one.mark} {marks[i]}", float(values[i]), unit) for i in kept]
+        tips[gid] = [
+            _tip(one, place, f", {one.mark} {marks[i]}", float(values[i]), unit) for i in kept.tolist()
+        ]
     given = [float(np.mean(values)) for values in one.values] if one.means is None else one.means
     means = np.asarray(given, dtype=float)
     known = np.isfinite(means)
@@ -150,7 +152,7 @@ def _draw_heads(
     axes.scatter(
         layers[known], means[known], s=34, color=colour, edgecolors=INK, linewidths=0.6, zorder=4, gid="mean"
     )
-    tips["mean"] = [_tip(one, i, ", mean", float(means[i]), unit) for i in np.flatnonzero(known)]
+    tips["mean"] = [_tip(one, i, ", mean", float(means[i]), unit) for i in np.flatnonzero(known).tolist()]
     if one.uniform is not None:
         axes.step(layers, one.uniform, where="mid", color=MUTED, linestyle=DASHES[3], linewidth=1.3)
     axes.set_ylim(*limits)

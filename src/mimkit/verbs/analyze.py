@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from mimkit.analysis.cka import CKA, cka
 from mimkit.analysis.inside import Inspection, Study
+from mimkit.analysis.similarity import CKA, cka
 from mimkit.analysis.subjects import check_weights
 from mimkit.data.sampling import epoch_order
 from mimkit.data.sources import Source, open_source

@@ -216,6 +216,6 @@ def _preprocessor(folder: Path) -> dict[str, Any]:
 def _pair(side: Any) -> list[int]:
     """A size as transformers writes it: a number, a pair, or a dict of height and width or of the shortest edge."""
     if isinstance(side, dict):
-        edge = side.get("shortest_edge", 224)
-        return [int(side.get("height", edge)), int(side.get("width", edge))]
-    return [int(side)] * 2 if isinstance(side, int) else [int(part) for part in side]
+        return [int(side.get(axis) or side["shortest_edge"]) for axis in ("height", "width")]
+    height, width = (side, side) if isinstance(side, int) else side
+    return [int(height), int(width)]

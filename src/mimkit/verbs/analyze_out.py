@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 NUMBERS, REPORT, FIGURES = "numbers.json", "report.html", "figures"
 MAKER = "mimkit analyze"
-NO_PARQUET = "numbers.parquet was not written: it needs pyarrow (pip install 'mimkit[tables]'); numbers.csv holds the same."
+NO_PARQUET = "numbers.parquet needs pyarrow and was not written; for it: pip install 'mimkit[tables]'."
 
 
 def claim(out: Path) -> None:

@@ -5,22 +5,24 @@ note beside its results; it never stops the others.
 """
 
 import logging
+import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from mimkit.analysis.attention import attention_statistics
-from mimkit.analysis.cka import cka
 from mimkit.analysis.cost import parameters
 from mimkit.analysis.inside import Inspection, Study
 from mimkit.analysis.kernels import is_depthwise, kernel_statistics
 from mimkit.analysis.probe import probe
 from mimkit.analysis.report import read_run
-from mimkit.analysis.sentences import Finding, compare, sentences
+from mimkit.analysis.similarity import cka
 from mimkit.analysis.spectrum import layer_statistics
 from mimkit.analysis.subjects import attention_sites
+from mimkit.analysis.verdicts import Finding, compare, mask_advice, sentences
 from mimkit.engine.run_folder import METRICS
 from mimkit.errors import DataError, UserError
 from mimkit.masks import mean_avg_distance
@@ -121,23 +123,27 @@ def _missing(subject: Subject, found: dict[str, Any], wanted: Sequence[str]) -> 
 
 
 def said(samples: Sequence[Sample], study: Study) -> tuple[Finding, ...]:
-    """What the rules say about each model, and about each pair with the first one."""
+    """What the rules say about each model, and about the first one beside each other."""
     made: list[Finding] = []
     for sample, model in zip(samples, study.models, strict=True):
         if model.attention is not None:
-            made += sentences(model.attention, model.cka, _mask_distance(sample.subject), model.size)
-    first, *others = [model.attention for model in study.models if model.attention is not None] or [None]
-    if first is not None:
-        made += [compare(first, other) for other in others if other is not None]
+            made += sentences(model.attention, model.cka)
+        distance = _mask_distance(sample.subject)
+        if distance is not None:
+            advice = mask_advice(distance, model.size)
+            made.append(replace(advice, text=f"{model.label}: {advice.text}"))
+    attended = [model.attention for model in study.models if model.attention is not None]
+    made += [compare(attended[0], other) for other in attended[1:]]
     return tuple(made)
 
 
 def _mask_distance(subject: Subject) -> float | None:
-    """Mean distance from a hidden pixel to the nearest visible one under the mask that the model was trained with."""
+    """Mean distance in px from a hidden pixel to the nearest visible one under the mask that a run was trained with."""
     opened = subject.opened
     if opened is None or opened.method is None or opened.step is None:
         return None
-    return mean_avg_distance(opened.method.masker, subject.size)
+    distance = mean_avg_distance(opened.method.masker, subject.size)
+    return distance if math.isfinite(distance) else None
 
 
 def runs_of(runs: Sequence[str | Path], models: Sequence[str | Path]) -> dict[str, dict[str, Any]]:
