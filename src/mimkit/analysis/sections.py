@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mimkit import plots
-from mimkit.analysis.attention import LayerAttention
+from mimkit.analysis.attention import AttentionStatistics, LayerAttention
 from mimkit.analysis.inside import Inspection, Study
 from mimkit.analysis.kernels import LayerKernels
 from mimkit.analysis.reading import DOTS, READINGS, Reading
@@ -88,7 +88,13 @@ def _attention(study: Study) -> Iterator[Item]:
         "entropy",
         _dots(models, "entropy", "Entropy of attention", "entropy (nats)", lambda one: one.uniform_entropy),
     )
-    yield _item("kl", _dots(models, "kl", "How much heads differ", "KL divergence (nats)"))
+    several = [model for model in models if model.attention is not None and _several_heads(model.attention)]
+    if several:
+        yield _item("kl", _dots(several, "kl", "How much heads differ", "KL divergence (nats)"))
+
+
+def _several_heads(found: AttentionStatistics) -> bool:
+    return any(layer.heads > 1 for layer in found.layers)
 
 
 def _windowed(model: Inspection) -> bool:

@@ -152,7 +152,8 @@ def _draw_heads(
     axes.scatter(
         layers[known], means[known], s=34, color=colour, edgecolors=INK, linewidths=0.6, zorder=4, gid="mean"
     )
-    tips["mean"] = [_tip(one, i, ", mean", float(means[i]), unit) for i in np.flatnonzero(known).tolist()]
+    if known.any():
+        tips["mean"] = [_tip(one, i, ", mean", float(means[i]), unit) for i in np.flatnonzero(known).tolist()]
     if one.uniform is not None:
         axes.step(layers, one.uniform, where="mid", color=MUTED, linestyle=DASHES[3], linewidth=1.3)
     axes.set_ylim(*limits)

@@ -196,6 +196,7 @@ def _of_transformers(text: str, overrides: Sequence[str], why: DataError) -> Sub
         "mae_base",
         [
             says("data.size", _pair(side)),
+            says("encoder.patch", 1),  # any size: the model knows its own patch
             says("data.channels", getattr(config, "num_channels", 3)),
             *statistics(text, 3, images.get("image_mean"), images.get("image_std")),
             *overrides,

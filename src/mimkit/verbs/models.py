@@ -125,12 +125,22 @@ def _from_name(text: str, kind: str, name: str, overrides: Sequence[str]) -> Mod
     settings = [says("encoder.name", name), says("data.channels", 3)]
     if name in VARIANTS:
         settings.append(says("encoder.patch", VARIANTS[name].patch))
+    if name.startswith("timm:"):
+        settings += _usual_size(name.removeprefix("timm:"))
     base = "mcmae_base" if name.startswith("mcmae_") else "mae_base"
     recipe = load.resolve(base, [*settings, *statistics(text, 3, None, None), *overrides])
     torch.manual_seed(recipe.train.seed)  # the same random weights each time, and in every process
     encoder = build.encoder(recipe)
     report = LoadReport(text, "random weights", (), fresh={"nothing was loaded": tuple(encoder.state_dict())})
     return Model(text, recipe, encoder.eval(), report=report)
+
+
+def _usual_size(name: str) -> list[str]:
+    """The size of the images that timm's model `name` is made for; none where timm does not say."""
+    from timm.models import get_pretrained_cfg
+
+    config = get_pretrained_cfg(name)
+    return [says("data.size", config.input_size[1:]), says("encoder.patch", 1)] if config is not None else []
 
 
 def _foreign(text: str, weights: Weights, overrides: Sequence[str]) -> Model:
