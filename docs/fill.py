@@ -26,7 +26,7 @@ ORDER = [
     "verbs/reconstruct.md",
     "verbs/probe.md",
 ]
-ORDER += [f"verbs/{verb}.md" for verb in ("finetune", "evaluate", "predict", "embed", "compare")]
+ORDER += [f"verbs/{verb}.md" for verb in ("finetune", "evaluate", "predict", "embed", "compare", "analyze")]
 ORDER += ["concepts/weights.md", "verbs/plan.md", "verbs/report.md", "verbs/models.md", "verbs/recipes.md"]
 ORDER += ["verbs/convert.md", "verbs/export.md"]
 BLOCK = re.compile(r"(<!-- output of: (?P<command>.+?) -->\n)```\w*\n.*?```\n", re.S)

@@ -50,6 +50,7 @@ ANSWERS: dict[str, Any] = {
     "predict": SimpleNamespace(lines=lambda: ["a.jpg  cat  90%"], out=Path("p.jsonl"), sheet=Path("p.png")),
     "embed": SimpleNamespace(lines=lambda: ["9 images, 48 values each"]),
     "compare": SimpleNamespace(lines=lambda: ["start", "mine wins"]),
+    "analyze": SimpleNamespace(lines=lambda: ["- local heads in all layers"], report=Path("a/report.html")),
     "models": [
         SimpleNamespace(
             name="vit_x", patch=(16, 8), params=5_500_000, gmacs=1.25, levels=[(16, 8)], paper="none"
@@ -258,6 +259,20 @@ def test_compare_takes_starts_wherever_they_stand(api: FakeApi, capsys: pytest.C
         "mine wins",
         "Wrote c/compare.png and c/compare.json",
     ]
+
+
+def test_analyze_takes_models_and_overrides_in_any_order(
+    api: FakeApi, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["runs/a", "data.size=64", "timm:vit", "--data", "x", "--out", "a", "--images", "9", "--labels"]
+    assert cli.main(["analyze", *words, "--runs", "r1", "--runs", "r2", "--only", "attention, cka"]) == 0
+    assert cli.main(["analyze", "runs/a", "--data", "x"]) == 0
+    models = ["runs/a", "timm:vit"]
+    assert [args for _, args, _ in api.calls] == [
+        (models, "x", ["data.size=64"], Path("a"), 9, True, ["r1", "r2"], ["attention", "cka"]),
+        (["runs/a"], "x", [], Path("analysis"), 256, False, [], []),
+    ]
+    assert capsys.readouterr().out.splitlines()[:2] == ["- local heads in all layers", "Wrote a/report.html"]
 
 
 def test_columns_stand_under_their_heads_for_wide_letters_and_marks_too() -> None:
