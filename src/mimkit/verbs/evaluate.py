@@ -163,7 +163,7 @@ def _worst_mistakes(worst: Sequence[Mistake], metric: ClassMetric, images: Sourc
 def _as_json(
     found: Evaluation, metric: ClassMetric, images: Source, opened: Opened, runner: Runner
 ) -> dict[str, Any]:
-    """Everything that was found; numbers that do not exist are null."""
+    """Everything that was found."""
     names = metric.classes
     content = {
         "model": found.model,
@@ -174,8 +174,7 @@ def _as_json(
         "top1_error": found.top1_error,
         "classes": list(names),
         "per_class": [
-            {**asdict(row), "accuracy": _number(row.accuracy), "precision": _number(row.precision)}
-            for row in found.rows
+            {**asdict(row), "accuracy": row.accuracy, "precision": row.precision} for row in found.rows
         ],
         "mistakes": [
             {
@@ -191,7 +190,3 @@ def _as_json(
     if len(names) <= CONFUSED:
         content["confusion"] = metric.confusion().tolist()
     return content
-
-
-def _number(value: float) -> float | None:
-    return value if math.isfinite(value) else None

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,9 +13,20 @@ from mimkit.errors import UserError
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write `content` as JSON. Raises UserError when that cannot be."""
+    """Write `content` as JSON; numbers that are not finite become null, as JSON has no word for them.
+
+    Raises UserError when that cannot be.
+    """
     with writing(path) as file:
-        json.dump(content, file, indent=1)
+        json.dump(_plain(content), file, indent=1)
+
+
+def _plain(content: Any) -> Any:
+    if isinstance(content, dict):
+        return {key: _plain(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_plain(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 @contextmanager

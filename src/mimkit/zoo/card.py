@@ -43,7 +43,7 @@ class Facts:
 def card(subject: Subject, files: Files, facts: Facts) -> str:
     """README.md as text."""
     parts = [
-        _front(subject, files),
+        _front(subject, files, facts),
         f"# {facts.name}\n\n{_what(subject, files, facts)}",
         f"## Use\n\n```python\n{files.use}\n```",
         _images(subject),
@@ -79,9 +79,10 @@ def _last(path: str | None) -> str | None:
     return Path(path.rstrip("/")).name
 
 
-def _front(subject: Subject, files: Files) -> str:
+def _front(subject: Subject, files: Files, facts: Facts) -> str:
     task = "image-classification" if subject.has("head") else "image-feature-extraction"
-    tags = ["masked-image-modeling", "mae", "mimkit"]
+    method = None if facts.recipe is None else facts.recipe.method
+    tags = ["mimkit"] if method is None else ["masked-image-modeling", method.name, "mimkit"]
     lines = [
         f"library_name: {files.library}",
         f"pipeline_tag: {task}",
