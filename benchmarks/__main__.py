@@ -8,7 +8,16 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import embedding, finetune_step, imports, mae_step, onnx_program, optimiser, pipeline
+from benchmarks import (
+    attention_statistics,
+    embedding,
+    finetune_step,
+    imports,
+    mae_step,
+    onnx_program,
+    optimiser,
+    pipeline,
+)
 from benchmarks.pairs import Aim, Benchmark, Options, Row
 from mimkit.errors import nearest
 
@@ -19,6 +28,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     **finetune_step.BENCHMARKS,
     **embedding.BENCHMARKS,
     **onnx_program.BENCHMARKS,
+    **attention_statistics.BENCHMARKS,
     **imports.BENCHMARKS,
 }
 

@@ -21,8 +21,8 @@ from safetensors.torch import load_file, save_file
 
 from benchmarks.pairs import Aim, Benchmark, Lap, Options, Row, race
 from benchmarks.pipeline import PHOTOGRAPHS, write_photographs
-from mimkit.recipes.build import default_workers
-from mimkit.verbs.running import CHUNK, FEW
+from mimkit.recipes.build import FEW_IMAGES, default_workers
+from mimkit.verbs.running import CHUNK
 from mimkit.zoo.export import TIMM_ARCHITECTURES
 
 WIDTH, HEIGHT, CROP, RESIZED = 500, 375, 224, 256
@@ -119,7 +119,9 @@ def _race(case: Case, options: Options) -> Row:
     import timm
 
     images, rounds = case.copies * len(PHOTOGRAPHS), options.laps(7)
-    workers = default_workers(options.device == "cuda") if images > FEW else 0  # as the verb chooses them
+    workers = (
+        default_workers(options.device == "cuda") if images > FEW_IMAGES else 0
+    )  # as the verb chooses them
     with tempfile.TemporaryDirectory() as scratch:
         folder, weights = Path(scratch) / "photographs", Path(scratch) / "weights.safetensors"
         write_photographs(folder, WIDTH, HEIGHT, case.copies)

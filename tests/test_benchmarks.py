@@ -70,6 +70,7 @@ def test_every_aim_belongs_to_a_benchmark_of_the_design() -> None:
         "finetune_step",
         "embed",
         "onnx",
+        "attention_statistics",
         "import",
     }
     assert [name for name, benchmark in BENCHMARKS.items() if not benchmark.aims] == ["onnx"]
@@ -125,6 +126,16 @@ def test_half_of_the_hidden_patches_are_decoded_and_the_visible_ones_are_those_o
     for image in range(noise.shape[0]):
         assert whole.visible[image].tolist() == sorted(noise[image].argsort()[:4].tolist())
         assert set(half.predict[image].tolist()) <= set(whole.decoded[image].tolist())
+
+
+def test_looking_at_attention_is_raced_against_a_plain_forward_pass(tmp_path: Path) -> None:
+    file = tmp_path / "rows.json"
+    assert (
+        main(["attention_statistics", "--quick", "--rounds", "1", "--threads", "1", "--json", str(file)]) == 0
+    )
+    rows = json.loads(file.read_text())
+    assert [row["metric"] for row in rows] == ["time", "time_bf16", "peak_memory"]
+    assert rows[2]["settings"]["images"] == "64 against 16"
 
 
 @pytest.mark.slow

@@ -1,6 +1,8 @@
 """Attention statistics of whole models: analytic values, agreement with the arrays' own formulas, bad input."""
 
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -109,3 +111,36 @@ def test_what_cannot_be_looked_at_is_said_in_a_sentence() -> None:
     broken.blocks[1].mlp.fc1.weight.data[0] = math.nan
     with pytest.raises(UserError, match=r"blocks\.1\.mlp\.fc1\.weight"):
         statistics(broken, images())
+
+
+def test_autocast_does_not_round_the_statistics() -> None:
+    model, x = small(), images()
+    seen = statistics(model, x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half = statistics(model, x)
+    for a, b in zip(seen.layers, half.layers, strict=True):
+        np.testing.assert_allclose(b.distance, a.distance, rtol=2e-3)
+        assert b.entropy.max() <= b.uniform_entropy + 1e-5
+        assert np.abs(np.diag(b.kl)).max() < 1e-12 and b.kl.min() > -1e-6
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the peak is read from /proc")
+def test_memory_does_not_grow_with_the_number_of_images() -> None:
+    script = """
+import resource, sys, torch
+from mimkit import analysis, encoders
+torch.manual_seed(0)
+model = encoders.build("vit:96x3x3", size=(112, 112))
+analysis.attention_statistics(model, (torch.randn(8, 3, 112, 112) for _ in range(int(sys.argv[1]) // 8)))
+with open("/proc/self/status") as status:
+    print(next(line for line in status if line.startswith("VmHWM")).split()[1])
+"""
+    peaks = [
+        int(
+            subprocess.run(
+                [sys.executable, "-c", script, n], capture_output=True, text=True, check=True
+            ).stdout
+        )
+        for n in ("64", "512")
+    ]
+    assert peaks[1] < 1.05 * peaks[0]

@@ -22,7 +22,7 @@ from mimkit.encoders.base import AttentionSite
 from mimkit.errors import UserError
 
 SOFTMAX = (F.softmax, torch.softmax, Tensor.softmax, torch.special.softmax)
-SLICE = 2**19  # scores at a time: 2 MiB in float32, so that what is done to them stays in the cache
+SLICE = 2**20  # scores at a time: 4 MiB in float32, so that what is done to them stays near the cache
 Take = Callable[[int, Iterator[Tensor]], None]
 """(place of the layer among the sites, slices of queries of its scores (B * W, H, q, N))."""
 
@@ -57,15 +57,18 @@ class _Ear(TorchFunctionMode):
         if self.place is not None:
             heads = self.heads[self.place]
             if func is F.scaled_dot_product_attention:
-                self._hand(fused_scores(heads, *args, **kwargs))
+                self._hand(args[0].device, fused_scores(heads, *args, **kwargs))
             elif func in SOFTMAX and args[0].ndim in (3, 4):
-                self._hand(slices(_by_head(args[0], heads)))
+                self._hand(args[0].device, slices(_by_head(args[0], heads)))
         return func(*args, **kwargs)
 
-    def _hand(self, scores: Iterator[Tensor]) -> None:
+    def _hand(self, device: torch.device, scores: Iterator[Tensor]) -> None:
         place, self.place = self.place, None
         if place is not None:
-            self.take(place, scores)
+            with torch.autocast(
+                device.type, enabled=False
+            ):  # it would round the products to half precision again
+                self.take(place, scores)
 
     def opens(self, place: int) -> Callable[..., None]:
         def hook(*_: Any) -> None:

@@ -121,7 +121,8 @@ def name_of(model: nn.Module) -> str:
 def check_weights(model: nn.Module, name: str) -> None:
     """Raises UserError where a weight is NaN or infinite: every number would be, too."""
     for key, value in [*model.named_parameters(), *model.named_buffers()]:
-        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+        # a sum shows what is not finite in one pass; only one that overflows is looked at again
+        if value.is_floating_point() and not value.sum().isfinite() and not value.isfinite().all():
             raise UserError(
                 f"The weights of {name} hold values that are no finite numbers (first in {key!r}); "
                 "analyse an earlier checkpoint."
