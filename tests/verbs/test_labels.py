@@ -165,3 +165,18 @@ def test_randaugment_on_more_than_8_bits_is_refused_before_anything_starts(bits:
         labelled_sets(recipe)
     without = load.resolve("finetune_vit_tiny", [settings[0], "task.randaugment=null"])
     assert labelled_sets(without).train.classes == ("class-0", "class-1")
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [([1, 0.5, 1, 1], "0.png the label 1.0|1.png the label 0.5"), ([0, None, 1, 1], "line 2 has no label")],
+)
+def test_fractions_and_gaps_in_a_parquet_table_are_named(
+    labels: list[float | None], said: str, tmp_path: Path
+) -> None:
+    parquet, pa = pytest.importorskip("pyarrow.parquet"), pytest.importorskip("pyarrow")
+    folders(tmp_path, images=4)
+    paths = [str(tmp_path / "images" / f"{i}.png") for i in range(4)]
+    parquet.write_table(pa.table({"path": paths, "label": labels}), tmp_path / "labels.parquet")
+    with pytest.raises(DataError, match=said):
+        open_labelled(tmp_path / "labels.parquet")

@@ -3,8 +3,11 @@
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 
+import mimkit
+from mimkit.data.normalise import IMAGENET_MEAN
 from mimkit.errors import DataError, UserError
 from mimkit.recipes import build
 from mimkit.verbs.models import open_model
@@ -48,6 +51,23 @@ def test_weights_that_are_no_vit_are_named_by_what_they_look_like(tmp_path: Path
     torch.save({"layer1.0.conv1.weight": torch.zeros(64, 64, 3, 3)}, tmp_path / "resnet.pth")
     with pytest.raises(DataError, match=r"resnet.pth looks like .*ResNet"):
         start_of("finetune_vit_base", [f"encoder.init={tmp_path / 'resnet.pth'}"])
+
+
+def test_a_file_of_one_of_timms_networks_starts_it_on_images_as_its_first_kernel_wants_them(
+    faces: Path, tmp_path: Path
+) -> None:
+    torch.save({"model": timm.create_model("resnet10t", num_classes=7).state_dict()}, tmp_path / "r.pth")
+    words = [f"data.path={faces}", f"encoder.init={tmp_path / 'r.pth'}"]
+    with pytest.raises(
+        DataError, match=r"a ResNet; .*encoder.patch=1 encoder.name=timm:resnet50`, with timm's name"
+    ):
+        start_of("finetune_vit_tiny", words)
+    words += ["encoder.name=timm:resnet10t", "encoder.patch=1", "train.batch_size=8", "data.shots=8"]
+    recipe = start_of("finetune_vit_tiny", words).recipe
+    assert (recipe.data.channels, recipe.data.mean) == (3, IMAGENET_MEAN)  # the pictures of faces are grey
+    run = tmp_path / "run"
+    more = ["train.epochs=1", "data.size=32", "data.workers=0", "log.writers=[]", f"train.run={run}"]
+    assert mimkit.finetune("finetune_vit_tiny", [*words, *more]).steps == 2
 
 
 def test_random_weights_can_be_asked_for_by_name() -> None:

@@ -122,3 +122,25 @@ def test_a_classifier_gives_its_encoder_to_another_start(tmp_path: Path) -> None
     report = initialise(encoder, str(folder))
     assert list(report.aside) == ["the classification head"]
     assert torch.equal(encoder.norm.weight, task.encoder.norm.weight)
+
+
+def test_a_head_on_one_of_timms_networks_bears_its_name_there_and_answers_alike(tmp_path: Path) -> None:
+    run, task = small_task(
+        tmp_path / "run", *FINETUNED, "encoder.name=timm:resnet10t", "encoder.patch=1", "data.size=32"
+    )
+    folder = mimkit.export(run, "timm", tmp_path / "out").path
+    theirs = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        same(theirs(images), task.eval().logits(Batch(images, torch.arange(2))))
+    back = mimkit.load(folder)  # timm's networks come back as encoders
+    same(back.encoder(images).pooled(), task.encoder(images).pooled())
+
+
+def test_a_head_that_reads_other_features_than_timms_is_refused(tmp_path: Path) -> None:
+    run, _ = small_task(
+        tmp_path / "run", *FINETUNED, "encoder.name=timm:convnext_atto", "encoder.patch=1", "data.size=32"
+    )
+    with pytest.raises(UserError, match=r"reads other features. Use --to safetensors or --to onnx"):
+        mimkit.export(run, "timm", tmp_path / "out")
+    assert mimkit.load(mimkit.export(run, "safetensors", tmp_path / "own").path).encoder.depth == 4

@@ -146,3 +146,15 @@ def test_a_mapping_without_tensors_is_refused(tmp_path: Path) -> None:
     torch.save({"epoch": 3, "history": [1.0, 2.0]}, tmp_path / "w.pth")
     with pytest.raises(DataError, match="no tensors by name"):
         read_tensors(tmp_path / "w.pth")
+
+
+def test_a_torch_file_cut_short_and_a_bare_pickle_say_so_in_one_whole_sentence(
+    tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    torch.save({"a": torch.zeros(1000)}, tmp_path / "cut.pth")
+    (tmp_path / "cut.pth").write_bytes((tmp_path / "cut.pth").read_bytes()[:2000])
+    (tmp_path / "bare.pth").write_bytes(pickle.dumps([1, 2]))
+    for name, reason in (("cut.pth", "central directory"), ("bare.pth", "Invalid magic number")):
+        with pytest.raises(DataError, match=rf"{reason}[^.]*\); copy or download it again\."):
+            read_tensors(tmp_path / name)
+    assert not recwarn.list

@@ -95,6 +95,8 @@ class Encoder(nn.Module):
     """Channels at the place where a mask token replaces a hidden token."""
     channels: int
     """Channels of the images."""
+    heads: tuple[str, ...] = ()
+    """Modules by name that published files hold besides the encoder: the classification heads of foreign networks."""
     depth: int
     """Number of layers that `forward(layers=...)` can return, counted from 1."""
     ends_raw: bool = False

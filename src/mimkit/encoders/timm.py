@@ -90,6 +90,8 @@ class TimmEncoder(Encoder):
         self.levels = tuple(Level((stages[i][0],) * 2, stages[i][1]) for i in self.picked)
         self.unit = self.levels[-1].stride
         self.prefix_tokens = int(getattr(model, "num_prefix_tokens", 0))
+        heads = model.pretrained_cfg.get("classifier") or ()
+        self.heads = tuple(f"model.{name}" for name in ([heads] if isinstance(heads, str) else heads))
 
     def forward(
         self,

@@ -201,7 +201,10 @@ def _precise(x: Tensor) -> Tensor:
 
 def _check(classes: Sequence[str], pooling: str, weights: Sequence[float] | None) -> None:
     if len(classes) < 2:
-        raise UserError(f"A classifier needs at least two classes; there is {len(classes)}.")
+        raise UserError(
+            f"A classifier needs at least two classes; there is {len(classes)}: give a folder with a folder for each "
+            "class, or a table with at least two labels."
+        )
     if len(set(classes)) < len(classes):
         twice = next(name for name in classes if classes.count(name) > 1)
         raise UserError(f"The class {twice!r} is named twice; every class needs a name of its own.")

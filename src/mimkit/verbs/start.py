@@ -19,7 +19,7 @@ from mimkit.engine import checkpoint
 from mimkit.errors import DataError, UserError
 from mimkit.recipes import load
 from mimkit.recipes.schema import Recipe
-from mimkit.verbs.describe import recipe_of, says
+from mimkit.verbs.describe import recipe_of, says, statistics
 from mimkit.verbs.training import is_run
 from mimkit.zoo.likeness import size_of, variant
 from mimkit.zoo.load import load as fill
@@ -102,8 +102,7 @@ def classes_of(run: str | Path) -> tuple[str, ...] | None:
 def _says(recipe: Recipe, init: str, weights: Weights, source: str | Path) -> list[str]:
     """What the weights settle, as overrides."""
     if recipe.encoder.name.startswith("timm:"):
-        size = [says("data.size", list(weights.size))] if weights.size else []
-        return [*size, says("encoder.patch", 1)]
+        return _says_of_timm(recipe, weights)
     _, reading = read_strictly(weights)
     described = recipe_of(init, weights, reading.tensors)
     _check_same(recipe, described, init, size_of(reading.tensors), source)
@@ -115,6 +114,22 @@ def _says(recipe: Recipe, init: str, weights: Weights, source: str | Path) -> li
         if not (other_images and key in ("data.channels", "data.mean", "data.std"))
     ]
     return [says(key, _value(described, key)) for key in keys if _value(described, key) is not None]
+
+
+def _says_of_timm(recipe: Recipe, weights: Weights) -> list[str]:
+    """What the weights of one of timm's networks settle: their first kernel has the channels of the images."""
+    said = [says("encoder.patch", 1)]
+    if weights.size:
+        said.append(says("data.size", list(weights.size)))
+    first = next((tensor for tensor in weights.tensors.values() if tensor.ndim == 4), None)
+    if first is None or recipe.data.channels is not None:
+        return said
+    channels = first.shape[1]
+    return [
+        *said,
+        says("data.channels", channels),
+        *statistics(weights.label, channels, weights.mean, weights.std),
+    ]
 
 
 def _value(recipe: Recipe, key: str) -> Any:

@@ -1,14 +1,16 @@
 """Weights out, in the formats of others: what each needs besides the tensors, and what it cannot express.
 
 Here are safetensors with our own config.json and timm's state dict and config.json; `zoo.hub` writes for transformers,
-`zoo.onnx` the program that ONNX is. All but ONNX is names and numbers: neither timm nor transformers is asked. What an
-architecture there cannot hold is refused with the reason, and with the formats that can.
+`zoo.onnx` the program that ONNX is. All but ONNX is names and numbers: neither timm nor transformers is asked (timm is
+where the head of one of its own networks is written, since such heads differ). What an architecture there cannot hold
+is refused with the reason, and with the formats that can.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from mimkit.encoders.base import Encoder
@@ -21,6 +23,7 @@ from mimkit.zoo.mae import PUBLISHED
 from mimkit.zoo.rules import write
 
 FORMATS = ("safetensors", "timm", "hf", "onnx")
+HEAD_TENSORS = ("head.weight", "head.bias")
 RESIZE = 0.875  # of an image that is kept in evaluation: 224 of 256 pixels
 TIMM_ARCHITECTURES = {  # timm's name for each variant; another patch is an argument there
     name: f"{name}_patch{row.patch}_224" for name, row in VARIANTS.items()
@@ -107,7 +110,7 @@ def to_timm(subject: Subject) -> Files:
     architecture, arguments = _timm_model(subject)
     tensors = {name: x for name, x in folded(subject).items() if not name.startswith("decoder.")}
     if subject.foreign:
-        published = {name.removeprefix("encoder.model."): x for name, x in tensors.items()}
+        published = _with_foreign_head(subject, tensors, architecture, arguments)
     else:
         published = write(PUBLISHED, tensors)
     (mean, std), size = subject.statistics, list(subject.recipe.data.size)
@@ -142,6 +145,33 @@ def to_timm(subject: Subject) -> Files:
         'model = timm.create_model("local-dir:FOLDER", pretrained=True)'
     )
     return Files(published, {CONFIG: config}, use, "timm")
+
+
+def _with_foreign_head(
+    subject: Subject, tensors: Mapping[str, Tensor], architecture: str, arguments: Mapping[str, Any]
+) -> dict[str, Tensor]:
+    """The tensors of one of timm's models by its own names; the head under the name that it has there.
+
+    Raises UserError where timm's model does not answer as this one does: its head pools or normalises otherwise.
+    """
+    published = {name.removeprefix("encoder.model."): x for name, x in tensors.items()}
+    if subject.head is None or not subject.encoder.heads:
+        return published
+    own = f"{subject.encoder.heads[0].removeprefix('model.')}."
+    published = {own + n.removeprefix("head.") if n in HEAD_TENSORS else n: x for n, x in published.items()}
+    import timm
+
+    theirs = timm.create_model(architecture, num_classes=len(subject.classes), **arguments).eval()
+    images = torch.randn(2, subject.encoder.channels, *subject.recipe.data.size)
+    try:
+        theirs.load_state_dict(published)
+        with torch.no_grad():
+            answers = theirs(images), subject.head(subject.encoder(images).pooled(subject.pooling))
+    except RuntimeError:
+        answers = None  # tensors without a counterpart
+    if answers is None or not torch.allclose(*answers, atol=1e-4):
+        raise refused("timm", [f"the head of its {architecture} reads other features"], "safetensors", "onnx")
+    return published
 
 
 def _timm_model(subject: Subject) -> tuple[str, dict[str, Any]]:

@@ -46,11 +46,14 @@ def looks_like(names: Iterable[str]) -> str:
 
 
 def remedy(names: Iterable[str]) -> str:
-    """What to do with such a file, for the end of a sentence: the command that loads timm's network of that kind."""
+    """What to do with such a file, for the end of a sentence: the command that loads it, by timm's name for it."""
     example, _ = _sign(list(names))
     if example is None:
         return "Use weights of a plain ViT, such as MAE's, or of MCMAE"
-    return f"Networks of that kind come from timm: `mimkit probe timm:{example} data.path=...`"
+    return (
+        "timm computes networks of that kind: `mimkit finetune RECIPE encoder.init=FILE encoder.patch=1 "
+        f"encoder.name=timm:{example}`, with timm's name for the one that the file holds"
+    )
 
 
 def _sign(known: list[str]) -> tuple[str | None, str | None]:

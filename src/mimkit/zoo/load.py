@@ -6,7 +6,7 @@ anything. A model is therefore either wholly initialised or untouched.
 """
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -66,7 +66,7 @@ def load(target: nn.Module, weights: Weights) -> LoadReport:
     family, reading = read_strictly(weights, _family(weights, own))
     _check_size(weights, reading.tensors, own)
     _check_form(weights, reading.tensors, own)
-    take, aside = _choose(reading, own)
+    take, aside = _choose(reading, own, _encoder(target).heads)
     fresh = _explain(target, [name for name in own if name not in take], reading, aside)
     _check_complete(weights, [name for name in take if name not in own], fresh.pop("", ()))
     fitted, changes = _fit(target, weights, take, own)
@@ -152,8 +152,8 @@ def _check_form(weights: Weights, theirs: Tensors, own: Tensors) -> None:
         )
 
 
-def _choose(reading: Reading, own: Tensors) -> tuple[Tensors, Reasons]:
-    """What of the file is wanted, and what is set aside: reason -> names."""
+def _choose(reading: Reading, own: Tensors, heads: Sequence[str]) -> tuple[Tensors, Reasons]:
+    """What of the file is wanted, and what is set aside: reason -> names. heads: of foreign networks, by module."""
     take = dict(reading.tensors)
     aside = {what: tuple(names) for what, names in reading.aside.items()}
 
@@ -170,6 +170,7 @@ def _choose(reading: Reading, own: Tensors) -> tuple[Tensors, Reasons]:
     for part, what in PARTS:
         if not _part(own, part):
             drop(what, _part(take, part))
+    drop(HEAD, [name for head in heads for name in _part(take, f"encoder.{head}.") if name not in own])
     if any(take[name].shape != own[name].shape for name in _part(take, "head.") if name in own):
         drop(OTHER_HEAD, _part(take, "head."))
     if "encoder.cls_token" not in own:

@@ -8,7 +8,9 @@ imported, nothing is called. What cannot be read ends in one sentence.
 
 import json
 import pickle
+import textwrap
 import types
+import warnings
 import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -92,7 +94,9 @@ def _read_pickled(path: Path) -> Any:
 
 def _torch_load(path: Path) -> Any:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a pickle that torch did not write: the error says it once
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:  # it holds more than tensors
         return torch.load(path, map_location="cpu", weights_only=False, pickle_module=INERT_PICKLE)
 
@@ -105,7 +109,9 @@ def _is_torchscript(path: Path) -> bool:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")[:160]
+    """The first sentence of what a library says."""
+    first = (str(error).strip() or type(error).__name__).splitlines()[0].partition(". ")[0]
+    return textwrap.shorten(first.rstrip("."), 160, placeholder=" ...")
 
 
 class Inert:

@@ -60,7 +60,9 @@ def open_table(name: str, store: Store, path: str, root: str, labels: bool) -> F
         paths.append(os.fsencode(row[at]))
         if by is not None:
             if not row[by]:
-                raise DataError(f"{name}: line {line} has no label in its column {columns[by]!r}")
+                raise DataError(
+                    f"{name}: line {line} has no label in its column {columns[by]!r}; write one, or take the line out"
+                )
             values.append(row[by])
     if not paths:
         raise DataError(f"{name} has the columns {', '.join(columns)} but no rows, so no images")
@@ -119,7 +121,9 @@ def _parquet(name: str, store: Store, path: str, labels: bool) -> tuple[list[str
 
 
 def _text(name: str, cell: object) -> str:
-    if isinstance(cell, str | int):
+    if isinstance(
+        cell, str | int | float
+    ):  # a fraction is no label, which whoever reads labels says with its line
         return str(cell)
     if cell is None:
         return ""
