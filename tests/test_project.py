@@ -1,8 +1,12 @@
 """What README, docs and the tested set promise, held against the package: pages, names, keys and pins."""
 
+import importlib.util
 import re
+import sys
 import tomllib
+from functools import partial
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import yaml
@@ -69,3 +73,39 @@ def test_the_citation_file_can_be_read() -> None:
     assert citation["cff-version"] == "1.2.0"
     assert citation["license"] == "Apache-2.0"
     assert all(reference["title"] and reference["authors"] for reference in citation["references"])
+
+
+def _scale() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("scale", ROOT / "docs" / "scale.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["scale"] = module  # where dataclasses look for their module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_tables_of_the_page_on_scale_are_what_its_arithmetic_gives() -> None:
+    scale = _scale()
+    page = scale.PAGE.read_text()
+    assert scale.filled(page, scale.Machine()) == page
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(3))
+def test_the_models_of_the_page_on_scale_cost_what_is_counted(number: int) -> None:
+    import torch
+
+    from mimkit.analysis import cost
+    from mimkit.recipes import build
+
+    said = _scale().MODELS[number]
+    kept = []
+    for checkpointing in ("false", "true"):
+        recipe = load.resolve(said.name, ["data.channels=3", f"encoder.checkpointing={checkpointing}"])
+        model = build.method(recipe)
+        half = partial(torch.autocast, "cpu", dtype=torch.bfloat16)
+        kept.append(cost.activation_bytes(model, recipe.data.size, half))
+    assert kept == pytest.approx([said.kept, said.checkpointed], rel=1e-2)
+    assert cost.parameters(model) == pytest.approx(said.parameters, rel=1e-3)
+    plain = build.method(load.resolve(said.name, ["data.channels=3"]))
+    assert cost.step_flops(plain, recipe.data.size) == pytest.approx(said.flops, rel=1e-3)
