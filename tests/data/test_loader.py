@@ -236,10 +236,13 @@ def test_sizes_that_do_not_fit_name_the_override_that_does(n, batch, micro, worl
 def test_sizes_are_checked_before_anything_is_read(photos):
     with pytest.raises(UserError, match=r"train.batch_size=37"):
         train_batches(data_of(photos), 64, 1, 0, 5)
-    with pytest.raises(UserError, match="30 pixels are not a whole number of the mask's 8-pixel cells"):
-        PretrainData(open_source(photos), (30, 32), 3, MASKER, 0)
     with pytest.raises(UserError, match="crop_scale"):
         data_of(photos, scale=(0.0, 1.0))
+
+
+def test_a_mask_covers_what_the_encoder_will_pad(photos):
+    sample = PretrainData(open_source(photos), (30, 36), 3, MASKER, 0).sample(0, 0)
+    assert sample.images[0].shape[1:] == (30, 36) and sample.masks[0].grid == (4, 5)
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -104,11 +104,6 @@ class PretrainData:
 
     def __post_init__(self) -> None:
         check_crop(self.scale, self.ratio)
-        for side, cell in zip(self.size, self.masker.unit if self.masker else self.size, strict=True):
-            if side % cell:
-                raise UserError(
-                    f"data.size: {side} pixels are not a whole number of the mask's {cell}-pixel cells."
-                )
 
     def __len__(self) -> int:
         return len(self.source)
@@ -146,7 +141,7 @@ class PretrainData:
     def _masks(self, rng: np.random.Generator) -> list[Mask]:
         if self.masker is None:
             return []
-        grid = tuple(side // cell for side, cell in zip(self.size, self.masker.unit, strict=True))
+        grid = tuple(-(-side // cell) for side, cell in zip(self.size, self.masker.unit, strict=True))
         return [self.masker(rng, grid) for _ in range(self.repeats)]
 
 

@@ -251,9 +251,8 @@ class MCMAEEncoder(Encoder):
                 if number in layers:
                     inner[number] = Features((view.level(x, stage),), view.dropped)
             levels.append(view.level(x, stage))
-        tokens = self.patch_embed4(view.tokens(self.patch_embed3(x))) + self._positions(
-            view, sizes
-        )  # (B, K, C)
+        tokens = view.tokens(self.patch_embed4(self.patch_embed3(x)))  # (B, K, C)
+        tokens = tokens + self._positions(view, sizes)
         for block, seen in self._last_stage(view, len(tokens)):
             number += 1
             tokens = self._run(block, tokens, *seen)

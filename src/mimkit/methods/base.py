@@ -61,6 +61,6 @@ class Method(nn.Module):
         For pictures. ratio: another one than training uses.
         """
         masker = self.masker if ratio is None else at_ratio(self.masker, ratio)
-        grid = tuple(size // cell for size, cell in zip(images.shape[2:], masker.unit, strict=True))
+        grid = tuple(-(-size // cell) for size, cell in zip(images.shape[2:], masker.unit, strict=True))
         mask = collate([masker(np.random.default_rng([seed, i]), grid) for i in range(images.shape[0])])
         return mask.to(images.device)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from mimkit.encoders.base import Encoder
 from mimkit.encoders.vit import xavier_linears
 from mimkit.errors import UserError
-from mimkit.masks import Mask, Masker, indices
+from mimkit.masks import Mask, Masker
 from mimkit.methods.base import Loss, Method, Reconstruction
 from mimkit.ops import positions, units
 from mimkit.ops.attention import LAYER_NORM_EPS, Block
@@ -79,11 +79,15 @@ class MAE(Method):
     def forward(self, batch: Any) -> Loss:
         """Mean squared error over the patches to predict, all images together (section 3, "Reconstruction target")."""
         images, mask = batch.images, batch.mask.spread()
-        images = images.repeat(len(mask.hidden) // len(images), 1, 1, 1)  # complementary masks: once for each
+        images = self.whole(images).repeat(len(mask.hidden) // len(images), 1, 1, 1)  # once for each mask
         if mask.decoded.shape[1] == 0:
             raise UserError("A mask that hides nothing leaves nothing to predict; raise the mask ratio.")
         predicted = self.predict(images, mask)  # (B, P, ph * pw * C)
         return Loss(self.errors(predicted, images, mask.decoded).mean(), {})
+
+    def whole(self, images: Tensor) -> Tensor:
+        """Images in whole patches; MAE has no others."""
+        return images
 
     def errors(self, predicted: Tensor, images: Tensor, index: Tensor | None = None) -> Tensor:
         """(B, P): the mean squared error of each predicted patch, those at `index` (B, P) or all."""
@@ -105,7 +109,7 @@ class MAE(Method):
     def predict_all(self, images: Tensor, mask: Mask) -> Tensor:
         """(B, N, ph * pw * C) in raster order: the answer for visible patches too, as the published code gives it."""
         prefix, visible = self.encode(images, mask)
-        hidden = indices(mask.hidden)
+        hidden = replace(mask, predict=None).decoded
         both = self.decoder(prefix, visible, mask.visible, hidden, mask.grid, answer_visible=True)
         order = torch.cat([mask.visible, hidden], dim=1).argsort(dim=1)
         return units.take(both, order)
@@ -115,20 +119,23 @@ class MAE(Method):
         """All hidden patches filled in, whatever share of them training decodes; see `Reconstruction` for the two ways
         with normalised targets.
         """
-        mask = replace(mask, predict=None)
+        mask, (height, width) = replace(mask, predict=None), images.shape[2:]
+        images = self.whole(images)
         hidden = mask.at((1, 1))[:, None]
         filled = self.fill(images, mask)  # (B, N, ph * pw * C)
         grid = [side // cell for side, cell in zip(images.shape[2:], self.patch, strict=True)]
 
         def pasted(patches: Tensor) -> Tensor:
-            return torch.where(hidden, units.unpatchify(patches, grid, self.patch), images)
+            filled = torch.where(hidden, units.unpatchify(patches, grid, self.patch), images)
+            return filled[..., :height, :width]
 
+        seen = images[..., :height, :width], hidden[..., :height, :width]
         if not self.norm_pix:
-            return Reconstruction(images, hidden, pasted(filled))
+            return Reconstruction(*seen, pasted(filled))
         _, mean, std = patch_targets(units.patchify(images, self.patch), self.min_std)
         leaked = pasted(filled * std + mean)
         mean, std = _guess_statistics(images, mask, self.patch, self.min_std)
-        return Reconstruction(images, hidden, pasted(filled * std + mean), leaked)
+        return Reconstruction(*seen, pasted(filled * std + mean), leaked)
 
     def fill(self, images: Tensor, mask: Mask) -> Tensor:
         """(B, N, ph * pw * C): the answer for every hidden patch at its place, zeros for visible ones."""

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mimkit.encoders.base import Encoder, Features, Level
+from mimkit.encoders.base import Encoder, Features, Level, pad_to
 from mimkit.errors import UserError
 from mimkit.masks import Mask, Masker
 from mimkit.methods.base import Loss
@@ -59,9 +59,14 @@ class MCMAE(MAE):
         """
         if batch.mask.unit == self.patch:
             return super().forward(batch)
+        images = self.whole(batch.images)
         share = units.cut(batch.mask.hidden[..., None], self._tokens(batch.mask)).flatten(2).float().mean(2)
-        errors = self.errors(self.predict_all(batch.images, batch.mask), batch.images)  # (B, N)
+        errors = self.errors(self.predict_all(images, batch.mask), images)  # (B, N)
         return Loss((errors * share).sum() / share.sum(), {})
+
+    def whole(self, images: Tensor) -> Tensor:
+        """Padded with zeros to whole units, as the encoder does; the padding in a unit is predicted with it."""
+        return pad_to(images, self.patch)
 
     def predict_all(self, images: Tensor, mask: Mask) -> Tensor:
         if mask.unit == self.patch:

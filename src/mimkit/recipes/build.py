@@ -68,7 +68,19 @@ def encoder(recipe: Recipe) -> Encoder:
     options |= part.model_dump(
         include={"drop_path", "checkpointing"} if foreign else None, exclude={"name", "init"}
     )
-    return encoders.build(part.name, **options)
+    built = encoders.build(part.name, **options)
+    _say_padding(part.name, recipe.data.size, built.levels[-1].stride)
+    return built
+
+
+def _say_padding(name: str, size: Sequence[int], unit: Sequence[int]) -> None:
+    """A log line where the encoder `name` has to pad images of `size` to whole units."""
+    padded = [-(-side // cell) * cell for side, cell in zip(size, unit, strict=True)]
+    if padded != list(size) and not name.startswith("timm:"):
+        log.info(
+            "Images of %d x %d pixels are padded with zeros to %d x %d, whole units of %d x %d pixels of %s.",
+            *(*size, *padded, *unit, name),
+        )
 
 
 def method(recipe: Recipe) -> Method:

@@ -278,7 +278,7 @@ Clashes = Iterator[tuple[tuple[str, ...], str]]
 
 
 def _sizes(recipe: Recipe) -> Clashes:
-    if isinstance(recipe.encoder, HybridEncoder) and recipe.method is None:
+    if isinstance(recipe.encoder, HybridEncoder) and recipe.encoder.masking != "tokens":
         return  # it pads
     for side, cell, axis in zip(recipe.data.size, recipe.encoder.patch, ("height", "width"), strict=True):
         if side % cell:
@@ -363,13 +363,18 @@ def _masks(recipe: Recipe) -> Clashes:
         return
     ratio, key = method.mask.ratio, "method.mask.complementary"
     count = round(1 / (1 - ratio))
-    cell = (4, 4) if getattr(recipe.encoder, "masking", "units") == "tokens" else recipe.encoder.patch
-    cells = math.prod(-(-side // step) for side, step in zip(recipe.data.size, cell, strict=True))
+    patch = recipe.encoder.patch
+    cells = math.prod(-(-side // step) for side, step in zip(recipe.data.size, patch, strict=True))
     if abs(count * (1 - ratio) - 1) > 1e-9 or cells % count:
         yield (
             (key, "method.mask.ratio", "data.size"),
             f"{key}: {cells} cells cannot be shared out evenly with {ratio:g} hidden each time; use a ratio of 1/2, "
             "2/3, 3/4 ... and a number of cells that it divides.",
+        )
+    if isinstance(recipe.encoder, HybridEncoder) and recipe.encoder.masking == "tokens":
+        yield (
+            (key, "encoder.masking"),
+            f"{key}: a mask on tokens has no complements; use encoder.masking=units.",
         )
     if method.mask.kind != "random":
         yield (

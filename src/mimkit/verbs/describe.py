@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 Say = Callable[..., None]  # a level of the log
 
 USUAL_DECODER, DECODER_HEADS, HEAD_WIDTH = (512, 8), 16, 64  # width and depth; of the published files
-METHOD_BASE, TASK_BASE = "mae_base", "finetune_vit_base"  # what weights do not say is as there
+BASES = {False: ("mae_base", "finetune_vit_base"), True: ("mcmae_base", "finetune_mcmae_base")}
 PROBE_HEAD = "head.1.weight"
 LAST = ("head.weight", PROBE_HEAD)  # (classes, C)
 DATA = ("size", "channels", "mean", "std")  # what of a recipe's data belongs to the model
@@ -55,7 +55,13 @@ def recipe_of(
         classifies = bool(weights.recipe.get("task"))
     else:
         settings, classifies = _shapes(text, weights, tensors, say), is_classifier(tensors)
-    return load.resolve(TASK_BASE if classifies else METHOD_BASE, [*settings, *overrides])
+    name = weights.recipe["encoder"]["name"] if weights.recipe else ""
+    return load.resolve(base_of(name, classifies), [*settings, *overrides])
+
+
+def base_of(name: str, classifies: bool = False) -> str:
+    """The packaged recipe that says what weights of the encoder `name` do not: of pre-training, or of a classifier."""
+    return BASES[name.startswith("mcmae_")][classifies]
 
 
 def model_of(recipe: Recipe, weights: Weights, tensors: Mapping[str, Tensor]) -> Encoder | Method | Task:

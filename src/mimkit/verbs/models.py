@@ -16,7 +16,7 @@ from mimkit.methods.base import Method
 from mimkit.recipes import build, load
 from mimkit.recipes.schema import Recipe
 from mimkit.tasks import Task
-from mimkit.verbs.describe import model_of, recipe_of, says, statistics
+from mimkit.verbs.describe import base_of, model_of, recipe_of, says, statistics
 from mimkit.zoo.likeness import size_of
 from mimkit.zoo.load import load as fill
 from mimkit.zoo.load import read_strictly
@@ -127,8 +127,7 @@ def _from_name(text: str, kind: str, name: str, overrides: Sequence[str]) -> Mod
         settings.append(says("encoder.patch", VARIANTS[name].patch))
     if name.startswith("timm:"):
         settings += _usual_size(name.removeprefix("timm:"))
-    base = "mcmae_base" if name.startswith("mcmae_") else "mae_base"
-    recipe = load.resolve(base, [*settings, *statistics(text, 3, None, None), *overrides])
+    recipe = load.resolve(base_of(name), [*settings, *statistics(text, 3, None, None), *overrides])
     torch.manual_seed(recipe.train.seed)  # the same random weights each time, and in every process
     encoder = build.encoder(recipe)
     report = LoadReport(text, "random weights", (), fresh={"nothing was loaded": tuple(encoder.state_dict())})

@@ -111,7 +111,7 @@ def _says(recipe: Recipe, init: str, weights: Weights, source: str | Path) -> li
     keys = [
         key
         for key in OF_THE_WEIGHTS
-        if not (other_images and key in ("data.channels", "data.mean", "data.std"))
+        if _knows(recipe, key) and not (other_images and key in ("data.channels", "data.mean", "data.std"))
     ]
     return [says(key, _value(described, key)) for key in keys if _value(described, key) is not None]
 
@@ -130,6 +130,12 @@ def _says_of_timm(recipe: Recipe, weights: Weights) -> list[str]:
         says("data.channels", channels),
         *statistics(weights.label, channels, weights.mean, weights.std),
     ]
+
+
+def _knows(recipe: Recipe, key: str) -> bool:
+    """Whether the recipe has such a field: a hybrid encoder has no class token, and its patch is fixed."""
+    part, name = key.split(".")
+    return name in type(getattr(recipe, part)).model_fields
 
 
 def _value(recipe: Recipe, key: str) -> Any:

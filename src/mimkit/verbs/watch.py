@@ -23,6 +23,7 @@ from mimkit.data.loader import eval_batches
 from mimkit.data.normalise import denormalise, prepare
 from mimkit.data.sampling import epoch_order
 from mimkit.data.sources import Source, open_source
+from mimkit.encoders.base import pad_to
 from mimkit.engine.trainable import Evaluator
 from mimkit.errors import DataError
 from mimkit.methods.base import Method, Reconstruction
@@ -81,7 +82,8 @@ class _Samples:
         names = [self.images.key(int(i)) for i in self.batch.ids[few]]
         draw(self.recipe, shown, names, f"step {step}", self.folder / f"step-{step:07}.png")
         part = self.recipe.pretraining
-        trivial = trivial_losses(pixels, mask, module.encoder.unit, part.norm_pix, part.min_std)
+        unit = module.encoder.unit
+        trivial = trivial_losses(pad_to(pixels, unit), mask, unit, part.norm_pix, part.min_std)
         with torch.no_grad():
             model = float(module(Batch(pixels, self.batch.ids, mask)).total)
         numbers = {f"trivial/{name}": value for name, value in {"model": model, **trivial}.items()}
