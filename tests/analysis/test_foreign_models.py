@@ -137,3 +137,31 @@ def test_unknown_models_of_transformers_are_refused() -> None:
     )
     with pytest.raises(UserError, match="'vit_mae' are not known"):
         analysis.attention_statistics(transformers.ViTMAEModel(config), [X])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "layers"), [("vit_base_patch16_224", 12), ("swinv2_base_window8_256", 24), ("convnext_base", 36)]
+)
+def test_models_of_full_size_run_through(name: str, layers: int) -> None:
+    torch.manual_seed(0)
+    model = timm.create_model(name)
+    side = 256 if "256" in name else 224
+    x = torch.randn(4, 3, side, side)
+    if name == "convnext_base":
+        assert len(analysis.kernel_statistics(model).layers) == layers
+    else:
+        found = analysis.attention_statistics(model, x.split(2))
+        assert len(found.layers) == layers
+        assert all(np.isfinite(layer.kl).all() for layer in found.layers)
+    assert analysis.cka(model, x.split(2)).values.shape == (layers, layers)
+    assert len(analysis.layer_statistics(model, x.split(2), examples="pooled").layers) == layers
+
+
+@pytest.mark.slow
+def test_transformers_vit_of_full_size_runs_through() -> None:
+    transformers = pytest.importorskip("transformers")
+    model = transformers.ViTModel(transformers.ViTConfig())
+    x = torch.randn(2, 3, 224, 224)
+    assert len(analysis.attention_statistics(model, [x]).layers) == 12
+    assert analysis.attention_maps(model, x, [12]).layers[0].of((13, 13)).shape == (2, 12, 14, 14)

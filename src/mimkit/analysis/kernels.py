@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from mimkit.analysis.frames import Frame, frame
 from mimkit.analysis.measures import EPS
@@ -199,23 +200,32 @@ def _norm_of(branch: Any) -> Norm | None:
 def _strides(model: nn.Module, convs: dict[str, nn.Conv2d]) -> dict[str, tuple[float, float]]:
     """Pixels per cell of what each convolution reads, times its dilation; in order of computation."""
     channels, height, width = input_shape(model)
-    found: dict[str, tuple[float, float]] = {}
+    ear = _Ear({conv.weight.data_ptr(): name for name, conv in convs.items()})
+    with frozen(model), ear:
+        first = next(model.parameters())
+        blank = torch.zeros(1, channels, height, width, device=device_of(model), dtype=first.dtype)
+        forward_of(model)(blank)
+    made = {}
+    for name, (h, w) in ear.sizes.items():
+        down, right = convs[name].dilation
+        made[name] = (height / h * int(down), width / w * int(right))
+    return made
 
-    def watch(name: str, conv: Any) -> Any:
-        def hook(_: nn.Module, given: tuple[Tensor, ...]) -> None:
-            h, w = given[0].shape[-2:]
-            found[name] = (height / h * conv.dilation[0], width / w * conv.dilation[1])
 
-        return conv.register_forward_pre_hook(hook)
+class _Ear(TorchFunctionMode):
+    """Overhears convolutions, whether a module makes them or a function is given its kernel (`ops.masked_conv`).
 
-    handles = [watch(name, conv) for name, conv in convs.items()]
-    try:
-        with frozen(model):
-            first = next(model.parameters())
-            forward_of(model)(
-                torch.zeros(1, channels, height, width, device=device_of(model), dtype=first.dtype)
-            )
-    finally:
-        for handle in handles:
-            handle.remove()
-    return found
+    names: by the address of the kernel. sizes: (h, w) of the map that each reads.
+    """
+
+    def __init__(self, names: dict[int, str]) -> None:
+        super().__init__()
+        self.names = names
+        self.sizes: dict[str, tuple[int, int]] = {}
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is nn.functional.conv2d and (name := self.names.get(args[1].data_ptr())):
+            self.sizes[name] = (args[0].shape[-2], args[0].shape[-1])
+        return func(*args, **(kwargs or {}))

@@ -80,6 +80,8 @@ def map_of(output: Tensor, model: nn.Module, images: Tensor) -> Tensor:
     if output.ndim == 3:
         tokens = tokens_of(output, model, images)
         return tokens.unflatten(1, grid_of(tokens.shape[1], model, images))
+    if output.ndim == 5:  # the unit layout, with the whole map as one unit: (B, 1, h, w, C)
+        return output.flatten(0, 1)
     return output if _channels_last(output, model, images) else output.movedim(1, -1)
 
 
