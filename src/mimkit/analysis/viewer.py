@@ -66,19 +66,21 @@ def choose(found: Sequence[Layout], models: int) -> Choice | None:
     for count in range(min(LAYERS, len(usable)), 0, -1):
         picked = tuple(usable[i] for i in evenly(len(usable), count))
         layers = [found[i] for i in picked]
-        steps = tuple(map(query_step, layers))
+        steps = tuple(_step(layer, room if count == 1 else None) for layer in layers)
         cost = sum(_cost(layer, step) for layer, step in zip(layers, steps, strict=True))
-        if cost <= room or count == 1:
-            return Choice(picked, steps, max(1, min(IMAGES, room // cost)))
+        if cost <= room:
+            return Choice(picked, steps, min(IMAGES, room // cost))
     return None
 
 
-def query_step(layer: Layout) -> int:
-    """Every how many patches a query is kept so that there are at most QUERIES."""
-    step = 1
-    while -(-layer.grid[0] // step) * -(-layer.grid[1] // step) > QUERIES:
-        step += 1
-    return step
+def _step(layer: Layout, room: int | None) -> int:
+    """Every how many patches a query is kept so that there are at most QUERIES, and within `room` bytes."""
+    height, width = layer.grid
+    for step in range(1, max(height, width)):
+        queries = -(-height // step) * -(-width // step)
+        if queries <= QUERIES and (room is None or _cost(layer, step) <= room):
+            return step
+    return max(height, width)
 
 
 def _cost(layer: Layout, step: int) -> int:

@@ -220,15 +220,18 @@ def layer_lines(
     def draw(axes: "Axes") -> Tips:
         tidy(axes, "layer", ylabel)
         tips: Tips = {}
-        for place, (model, values) in enumerate(lines.items()):
-            layers = np.arange(1, len(values) + 1)
+        for place, (model, given) in enumerate(lines.items()):
+            kept = np.flatnonzero(np.isfinite(given))
+            layers, values = kept + 1, np.asarray(given, dtype=float)[kept]
             colour, marker = CYCLE[place % 6], MARKERS[place % 4]
-            axes.plot(layers, values, color=colour, linewidth=1.5, label=model, linestyle="-")
-            axes.scatter(layers, values, s=26, color=colour, marker=marker, zorder=3, gid=f"line-{place}")
-            tips[f"line-{place}"] = [f"{model}, layer {i + 1}: {v:.4g}" for i, v in enumerate(values)]
+            axes.plot(layers, values, color=colour, linewidth=1.5, label=model)
+            if len(kept):
+                axes.scatter(layers, values, s=26, color=colour, marker=marker, zorder=3, gid=f"line-{place}")
+                said = zip(layers.tolist(), values.tolist(), strict=True)
+                tips[f"line-{place}"] = [f"{model}, layer {layer}: {value:.4g}" for layer, value in said]
         number_layers(axes, max(map(len, lines.values())))
         if zero:
-            axes.set_ylim(0, 1.08 * max(0.01, *(max(values) for values in lines.values())))
+            axes.set_ylim(0, 1.08 * max(0.01, *(float(np.nanmax(values)) for values in lines.values())))
         if len(lines) > 1:
             legend(axes, "best")
         return tips

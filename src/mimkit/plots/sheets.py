@@ -58,7 +58,9 @@ def heat(values: np.ndarray, top: float | None = None) -> np.ndarray:
 
 
 def evenly(count: int, wanted: int) -> list[int]:
-    """At most `wanted` places of 0..count-1 at even distances, the first and the last among them."""
+    """At most `wanted` places of 0..count-1 at even distances, the first and the last among them (of one: the last)."""
+    if wanted == 1:
+        return [count - 1]
     return sorted({round(x) for x in np.linspace(0, count - 1, min(count, wanted))})
 
 
