@@ -45,7 +45,8 @@ def _kernels(sample: Sample) -> dict[str, Any]:
     subject = sample.subject
     if not any(is_depthwise(part) for part in subject.module.modules()):
         return {}
-    return {"kernels": kernel_statistics(subject.module, subject.label)}
+    found = kernel_statistics(subject.module, subject.label)
+    return {"kernels": found} if found.layers else {}
 
 
 def _cka(sample: Sample) -> dict[str, Any]:
