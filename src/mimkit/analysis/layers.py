@@ -77,10 +77,6 @@ def tokens_of(output: Tensor, model: nn.Module, images: Tensor) -> Tensor:
 
 def map_of(output: Tensor, model: nn.Module, images: Tensor) -> Tensor:
     """A block's output as (B, h, w, C), prefix tokens dropped."""
-    if (
-        output.ndim == 5 and output.shape[1] == 1
-    ):  # the unit layout (B, K, h, w, C) of a whole image: one unit
-        return output[:, 0]
     if output.ndim == 3:
         tokens = tokens_of(output, model, images)
         return tokens.unflatten(1, grid_of(tokens.shape[1], model, images))
