@@ -95,7 +95,7 @@ def test_every_kind_of_attention_is_captured(
     for layer in found.layers:
         assert 0 < layer.distance.mean() <= 1.5 * layer.uniform_distance
         assert 0 < layer.entropy.max() <= layer.uniform_entropy + 1e-5
-    assert analysis.cka(model, [x]).values.shape == (len(found.layers),) * 2
+    assert analysis.cka(model, None, [x]).values.shape == (len(found.layers),) * 2
 
 
 def test_the_wrapped_model_of_timm_gives_what_the_bare_one_gives() -> None:
@@ -111,7 +111,7 @@ def test_a_convolutional_network_has_kernels_alikeness_and_spectra() -> None:
     with pytest.raises(UserError, match="kernel_statistics"):
         analysis.attention_statistics(model, [X])
     assert len(analysis.kernel_statistics(model).layers) == 12
-    assert analysis.cka(model, [X]).values.shape == (12, 12)
+    assert analysis.cka(model, None, [X]).values.shape == (12, 12)
     assert len(analysis.layer_statistics(model, [X]).layers) == 12
 
 
@@ -154,7 +154,7 @@ def test_models_of_full_size_run_through(name: str, layers: int) -> None:
         found = analysis.attention_statistics(model, x.split(2))
         assert len(found.layers) == layers
         assert all(np.isfinite(layer.kl).all() for layer in found.layers)
-    assert analysis.cka(model, x.split(2)).values.shape == (layers, layers)
+    assert analysis.cka(model, None, x.split(2)).values.shape == (layers, layers)
     assert len(analysis.layer_statistics(model, x.split(2), examples="pooled").layers) == layers
 
 

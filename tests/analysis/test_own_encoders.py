@@ -36,7 +36,7 @@ def test_an_encoder_runs_through_every_analysis(name: str, options: dict[str, An
             layer.uniform_distance, rel=0.2
         )  # random weights look everywhere
         assert 0.8 < layer.entropy.mean() / layer.uniform_entropy <= 1 + 1e-6
-    alike = analysis.cka(encoder, [x])
+    alike = analysis.cka(encoder, None, [x])
     assert np.diag(alike.values) == pytest.approx(1)
     blocks = analysis.layer_statistics(encoder, [x]).layers
     assert len(blocks) == len(alike.layers_a) == len(found.layers) + kernels

@@ -62,12 +62,12 @@ def batches(order: list[int], size: int) -> Iterator[Batch]:
 
 def test_the_loaders_batches_and_the_order_in_a_block_change_nothing() -> None:
     vit = model()
-    straight = analysis.cka(vit, batches(list(range(27)), 4), block=8)
+    straight = analysis.cka(vit, None, batches(list(range(27)), 4), block=8)
     assert (straight.images, straight.left_out) == (24, 3)
     assert "3 images were left out" in straight.notes[0]
     mixed = [i + 8 * block for block in range(3) for i in (3, 7, 0, 1, 6, 2, 5, 4)] + [26, 24, 25]
     for order, size in ((mixed, 5), (list(range(27)), 27), (list(reversed(range(27))), 6)):
-        other = analysis.cka(vit, batches(order, size), block=8)
+        other = analysis.cka(vit, None, batches(order, size), block=8)
         np.testing.assert_allclose(other.values, straight.values, atol=1e-6)
     np.testing.assert_allclose(np.diag(straight.values), 1, atol=1e-9)
     np.testing.assert_allclose(straight.values, straight.values.T, atol=1e-9)
@@ -76,8 +76,8 @@ def test_the_loaders_batches_and_the_order_in_a_block_change_nothing() -> None:
 def test_all_at_once_does_not_depend_on_any_order() -> None:
     vit = model()
     shuffled = torch.randperm(27, generator=torch.Generator().manual_seed(1)).tolist()
-    whole = analysis.cka(vit, batches(list(range(27)), 9), block=None)
-    other = analysis.cka(vit, batches(shuffled, 7), block=None)
+    whole = analysis.cka(vit, None, batches(list(range(27)), 9), block=None)
+    other = analysis.cka(vit, None, batches(shuffled, 7), block=None)
     np.testing.assert_allclose(whole.values, other.values, atol=1e-9)
     assert whole.images == 27 and whole.stored_mib == pytest.approx(27 * 3 * 4 * 32 * 8 / 2**20)
 
@@ -85,8 +85,10 @@ def test_all_at_once_does_not_depend_on_any_order() -> None:
 def test_samples_of_a_larger_set_are_put_together_by_index() -> None:
     vit = model()
     sparse = [Batch(IMAGES[:12], torch.arange(12) * 1000)]
-    found = analysis.cka(vit, sparse, block=8)
-    np.testing.assert_allclose(found.values, analysis.cka(vit, [IMAGES[:12]], block=8).values, atol=1e-9)
+    found = analysis.cka(vit, None, sparse, block=8)
+    np.testing.assert_allclose(
+        found.values, analysis.cka(vit, None, [IMAGES[:12]], block=8).values, atol=1e-9
+    )
 
 
 @pytest.mark.parametrize("examples", ["images", "pooled"])
@@ -94,22 +96,22 @@ def test_two_models_of_different_depth_and_size_are_compared(examples: str) -> N
     small, large = model(0), model(1, layers=2)
     bigger = nn.functional.interpolate(IMAGES, size=(48, 48))
     found = analysis.cka(
-        small, IMAGES.split(9), large, examples=examples, names=("a", "b"), loader_b=bigger.split(9)
+        small, large, IMAGES.split(9), examples=examples, names=("a", "b"), loader_b=bigger.split(9)
     )
     assert found.values.shape == (3, 2)
     table = found.to_frame()
     assert table["model"][0] == "a" and table["model_b"][0] == "b" and len(table["value"]) == 6
-    back = analysis.cka(large, bigger.split(9), small, examples=examples, loader_b=IMAGES.split(9))
+    back = analysis.cka(large, small, bigger.split(9), examples=examples, loader_b=IMAGES.split(9))
     np.testing.assert_allclose(back.values, found.values.T, atol=1e-9)
 
 
 def test_tokens_are_examples_only_where_both_models_have_the_same() -> None:
     small, large = model(0), model(1, layers=2)
-    found = analysis.cka(small, IMAGES.split(9), large, examples="tokens")
+    found = analysis.cka(small, large, IMAGES.split(9), examples="tokens")
     assert found.values.shape == (3, 2) and found.examples == "tokens"
     bigger = nn.functional.interpolate(IMAGES, size=(48, 48))
     with pytest.raises(UserError, match="108 and 243"):
-        analysis.cka(small, IMAGES.split(9), large, examples="tokens", loader_b=bigger.split(9))
+        analysis.cka(small, large, IMAGES.split(9), examples="tokens", loader_b=bigger.split(9))
 
 
 class Constant(nn.Module):
@@ -126,14 +128,14 @@ class Constant(nn.Module):
 
 def test_what_cannot_be_compared_is_said_in_a_sentence() -> None:
     with pytest.raises(UserError, match="at least 4 images"):
-        analysis.cka(model(), [IMAGES[:3]])
+        analysis.cka(model(), None, [IMAGES[:3]])
     with pytest.raises(UserError, match=r"'layers\.0' in Constant are the same for all examples"):
-        analysis.cka(Constant(), [IMAGES.float()])
+        analysis.cka(Constant(), None, [IMAGES.float()])
     with pytest.raises(UserError, match="estimator 'debiased'"):
-        analysis.cka(model(), [IMAGES], estimator="debiased")
+        analysis.cka(model(), None, [IMAGES], estimator="debiased")
     with pytest.raises(UserError, match="'patches' as examples"):
-        analysis.cka(model(), [IMAGES], examples="patches")
+        analysis.cka(model(), None, [IMAGES], examples="patches")
     with pytest.raises(UserError, match="at least 4 images, not 2"):
-        analysis.cka(model(), [IMAGES], block=2)
+        analysis.cka(model(), None, [IMAGES], block=2)
     with pytest.raises(UserError, match="no blocks"):
-        analysis.cka(nn.Conv2d(3, 3, 3), [IMAGES.float()])
+        analysis.cka(nn.Conv2d(3, 3, 3), None, [IMAGES.float()])

@@ -60,6 +60,11 @@ def _js_sums(p: Tensor) -> Tensor:
     return torch.stack(rows, 1)
 
 
+def _double(x: Tensor) -> Tensor:
+    """In float64; Apple's GPUs have none, and small tensors go to the CPU for it."""
+    return (x.cpu() if x.device.type == "mps" else x).double()
+
+
 def per_head(pairs: Tensor) -> Tensor:
     """(..., H, H) -> (..., H): each head's mean over the others, the small dots of figure 4; NaN for a single head."""
     heads = pairs.shape[-1]
@@ -116,7 +121,8 @@ class Meter:
             own = part[:, :, skip:].unflatten(0, (-1, self.geometry.windows))  # (B, W, H, q, prefix + n)
             if own.shape[-2]:
                 for name, value in self._slice(own, first + skip - self.prefix).items():
-                    sums[name] = sums[name] + value.double() if name in sums else value.double()
+                    exact = _double(value)
+                    sums[name] = sums[name] + exact if name in sums else exact
             first += part.shape[2]
         self._close(sums)
 
@@ -126,7 +132,7 @@ class Meter:
             scores = scores.float()
         rows = slice(first, first + scores.shape[-2])
         p, log_p, total = self._attention(scores[..., self.prefix :], rows)
-        apart = self.geometry.distance[:, rows].to(p).flatten(1)[:, None]  # (W, 1, q * n)
+        apart = self.geometry.distance[:, rows].to(p.dtype).to(p.device).flatten(1)[:, None]  # (W, 1, q * n)
         made = {
             "distance": torch.linalg.vecdot(p.flatten(-2), apart)
         }  # six times faster than a product with a column

@@ -62,8 +62,8 @@ class CKA:
 
 def cka(
     model_a: nn.Module,
+    model_b: nn.Module | None,
     loader: Iterable[Any],
-    model_b: nn.Module | None = None,
     examples: str = "images",
     estimator: str = "unbiased",
     block: int | None = BLOCK,
@@ -71,7 +71,8 @@ def cka(
     images: int | None = None,
     loader_b: Iterable[Any] | None = None,
 ) -> CKA:
-    """CKA between the outputs of all blocks of `model_a`, or between those of two models, on the same images.
+    """CKA between the outputs of all blocks of `model_a` and those of `model_b` (None, or the same: of `model_a`
+    itself) on the same images.
 
     loader: as for `attention_statistics`; loader_b: the same images in the same batches as `model_b` wants them
     (its own size and normalisation). examples: "images" (all tokens' channels in a row), "tokens" (each token an

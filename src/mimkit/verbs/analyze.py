@@ -134,7 +134,7 @@ def cross_cka(first: Sample, other: Sample) -> CKA | None:
     """CKA between two models; None, and a warning, where their features do not allow it."""
     a, b = first.subject, other.subject
     try:
-        return cka(a.module, first, b.module, names=(a.label, b.label), loader_b=other)
+        return cka(a.module, b.module, first, names=(a.label, b.label), loader_b=other)
     except (UserError, DataError) as error:
         log.warning("CKA between %s and %s was left out: %s", a.label, b.label, error)
         return None

@@ -50,7 +50,8 @@ def _kernels(sample: Sample) -> dict[str, Any]:
 
 
 def _cka(sample: Sample) -> dict[str, Any]:
-    return {"cka": cka(sample.subject.module, sample, names=(sample.subject.label, sample.subject.label))}
+    subject = sample.subject
+    return {"cka": cka(subject.module, None, sample, names=(subject.label, subject.label))}
 
 
 def _layers(sample: Sample) -> dict[str, Any]:
