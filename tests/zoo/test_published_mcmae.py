@@ -137,7 +137,7 @@ def test_tables_and_vectors_are_resampled_for_other_images() -> None:
     with torch.device("meta"):
         encoder = encoders.build("mcmae_base", size=(512, 768), form="detection")
     report = load(encoder, Weights(file_of("mask_rcnn_fpn_base"), "fpn"))
-    assert ("encoder.relative.global.table", "64 x 64", "32 x 48") in [
+    assert ("encoder.relative.whole.table", "64 x 64", "32 x 48") in [
         c[:3] for c in map(_row, report.resized)
     ]
     with torch.device("meta"):
@@ -167,7 +167,7 @@ def test_the_necks_of_published_files_fill_ours() -> None:
 
 def test_indices_are_written_as_the_published_code_makes_them() -> None:
     table = torch.randn(7, 11, 2)  # of a 4 x 6 grid
-    encoder = {"encoder.relative.global.table": table}
+    encoder = {"encoder.relative.whole.table": table}
     back = write(recognise(["global_rel_pos_bias.relative_position_bias_table"])[0], encoder)
     assert torch.equal(back["global_rel_pos_bias.relative_position_index"], offset_index((4, 6)))
     assert torch.equal(back["global_rel_pos_bias.relative_position_bias_table"], table.view(77, 2))

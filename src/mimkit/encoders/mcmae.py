@@ -86,7 +86,7 @@ def custom(
         if row[:4] == wanted:
             return name
     parts = ["-".join(f"{n:g}" for n in numbers) for numbers in (widths, depths, (heads,), mlp_ratios)]
-    return f"mcmae:{'x'.join(parts)}"
+    return f"mcmae:{'x'.join(parts[:3] if parts[3] == '4-4-4' else parts)}"
 
 
 def _row(name: str) -> Variant:
@@ -253,7 +253,7 @@ class MCMAEEncoder(Encoder):
             levels.append(view.level(x, stage))
         tokens = view.tokens(self.patch_embed4(self.patch_embed3(x)))  # (B, K, C)
         tokens = tokens + self._positions(view, sizes)
-        for block, seen in self._last_stage(view, len(tokens)):
+        for block, seen in self._last_stage(view, tokens.shape[0]):
             number += 1
             tokens = self._run(block, tokens, *seen)
             if number in layers:

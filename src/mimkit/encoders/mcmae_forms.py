@@ -195,7 +195,7 @@ class FormEncoder(MCMAEEncoder):
             **options,
         )
         self.form, self.padding, self.window = form, padding, window
-        kinds = {"windowed": window, "global": grid} if relative == "shared" else {}
+        kinds = {"windowed": window, "whole": grid} if relative == "shared" else {}
         self.relative = nn.ModuleDict({kind: BiasTable(of, heads) for kind, of in kinds.items() if of})
 
     def forward(
@@ -230,7 +230,7 @@ class FormEncoder(MCMAEEncoder):
             allowed = None if pairs is None else pairs.expand(batch, -1, -1, -1).flatten(0, 1)[:, None]
         if not len(self.relative):
             return Seen(view.grid, allowed)
-        table = self.relative["global" if window is None else "windowed"](window or view.grid)
+        table = self.relative["whole" if window is None else "windowed"](window or view.grid)
         if torch.is_autocast_enabled(device.type):  # once for all blocks
             table = table.to(torch.get_autocast_dtype(device.type))
         return Seen(view.grid, allowed, limited(table, allowed))

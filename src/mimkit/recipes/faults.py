@@ -166,7 +166,7 @@ def _sentence(key: str, kind: str, values: dict[str, Any]) -> str:
         return f"missing; give {allowed(info)}."
     if kind == "extra_forbidden":
         parent = key.rpartition(".")[0]
-        name = values[parent].get("name", Recipe.model_fields[parent].default.name)
+        name = values[parent].get("name") or Recipe.model_fields[parent].default.name
         return f"{parent}.name={name} knows no such field; leave it out, or extend a recipe made for {name}."
     return refuse(_value(key, values), info)
 

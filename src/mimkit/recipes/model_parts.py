@@ -73,6 +73,23 @@ class HybridEncoder(Encoder):
     """Layers for layer-wise learning rates: the transformer blocks, with all before them in one group, or every
     block."""
 
+    form: Literal["classifier", "detection", "vitdet", "segmentation"] = "classifier"
+    """How its transformer blocks attend: everywhere (`classifier`, pre-training too), or as one of the published
+    models for dense features: `detection`, windows of 16 units and shared tables of relative positions; `vitdet`,
+    padded windows of 14 and decomposed positions; `segmentation`, everywhere, with a table in each block."""
+    window: Size | None = None
+    """Window height and width in units of 16 pixels. None: that of the form."""
+    global_blocks: tuple[Annotated[int, Field(ge=0)], ...] | None = None
+    """Transformer blocks without windows, counted from 0. None: those of the form (0, 3, 6, 10 or 1, 4, 7, 10)."""
+    shifted: bool = False
+    """Shift the windows of every other block by half their side, as the paper's text has it (with window=7)."""
+    padding: Literal["masked", "published"] | None = None
+    """Whether padding is kept from influencing anything (`masked`) or takes part, as the published `vitdet` has it.
+    None: as the form."""
+    table: Size | None = None
+    """Grid of the position table where it is not that of data.size; it is resampled when the encoder runs. None: as
+    the form (14 x 14 for `vitdet`)."""
+
     @property
     def patch(self) -> tuple[int, int]:
         """Pixels of a unit; the architecture fixes it."""

@@ -20,7 +20,9 @@ from mimkit.ops.positions import sincos
 from mimkit.recipes import build, load
 from mimkit.recipes.schema import Recipe
 from mimkit.tasks import Task
+from mimkit.zoo import mcmae_shapes
 from mimkit.zoo.likeness import depth_of, looks_like, remedy, size_of
+from mimkit.zoo.mcmae_shapes import is_hybrid
 from mimkit.zoo.weights import Weights
 
 log = logging.getLogger(__name__)
@@ -55,13 +57,13 @@ def recipe_of(
         classifies = bool(weights.recipe.get("task"))
     else:
         settings, classifies = _shapes(text, weights, tensors, say), is_classifier(tensors)
-    name = weights.recipe["encoder"]["name"] if weights.recipe else ""
+    name = str(weights.recipe["encoder"]["name"]) if weights.recipe else "mcmae" if is_hybrid(tensors) else ""
     return load.resolve(base_of(name, classifies), [*settings, *overrides])
 
 
 def base_of(name: str, classifies: bool = False) -> str:
     """The packaged recipe that says what weights of the encoder `name` do not: of pre-training, or of a classifier."""
-    return BASES[name.startswith("mcmae_")][classifies]
+    return BASES[name.startswith("mcmae")][classifies]
 
 
 def model_of(recipe: Recipe, weights: Weights, tensors: Mapping[str, Tensor]) -> Encoder | Method | Task:
@@ -84,10 +86,12 @@ def is_classifier(tensors: Mapping[str, Tensor]) -> bool:
 
 def _shapes(text: str, weights: Weights, tensors: Mapping[str, Tensor], say: Say) -> list[str]:
     """What the shapes of a foreign file say about the recipe, as overrides."""
+    if is_hybrid(tensors):
+        return _hybrid(text, weights, tensors, say)
     size = size_of(tensors)
     if size is None:
         raise DataError(
-            f"{text} looks like {looks_like(weights.tensors)}, and holds no plain ViT, which mimkit could build. "
+            f"{text} looks like {looks_like(weights.tensors)}, and holds no whole encoder that mimkit could build. "
             f"{remedy(weights.tensors)}."
         )
     kernel = tensors["encoder.patch_embed.proj.weight"]
@@ -104,8 +108,31 @@ def _shapes(text: str, weights: Weights, tensors: Mapping[str, Tensor], say: Say
     ]
     if "encoder.blocks.0.ls1.gamma" in tensors:
         settings.append(says("encoder.layer_scale", 1.0))  # where it starts matters to nobody: it is loaded
-    if "decoder.embed.weight" in tensors:
-        settings += _decoder(weights, tensors, say)
+    return [*settings, *_around(weights, tensors, say)]
+
+
+def _hybrid(text: str, weights: Weights, tensors: Mapping[str, Tensor], say: Say) -> list[str]:
+    """`_shapes` of an encoder of MCMAE."""
+    found = mcmae_shapes.describe(tensors, weights.heads, weights.grid)
+    if not found.told:
+        say("%s does not say how many attention heads it has: taken as 64 wide.", weights.label)
+    channels = tensors["encoder.patch_embed1.proj.weight"].shape[1]
+    table = found.encoder.get("table") or tuple(side // 16 for side in found.size)
+    return [
+        *(says(f"encoder.{key}", value) for key, value in found.encoder.items()),
+        says("encoder.positions", _positions(tensors, (table[0], table[1]))),
+        says("data.size", found.size),
+        says("data.channels", channels),
+        *statistics(text, channels, weights.mean, weights.std, say),
+        *_around(weights, tensors, say),
+    ]
+
+
+def _around(weights: Weights, tensors: Mapping[str, Tensor], say: Say) -> list[str]:
+    """What the shapes say about a decoder and a head."""
+    settings = _decoder(weights, tensors, say) if "decoder.embed.weight" in tensors else []
+    if "fusion.norm.weight" in tensors:
+        settings.append(says("method.multi_scale", "fusion.down.0.weight" in tensors))
     if is_classifier(tensors):
         settings += [
             says("task.pooling", "mean" if "fc_norm.weight" in tensors else "cls"),

@@ -20,6 +20,7 @@ from mimkit.verbs.describe import base_of, model_of, recipe_of, says, statistics
 from mimkit.zoo.likeness import size_of
 from mimkit.zoo.load import load as fill
 from mimkit.zoo.load import read_strictly
+from mimkit.zoo.mcmae import form_of
 from mimkit.zoo.report import LoadReport
 from mimkit.zoo.rules import read
 from mimkit.zoo.source import open_source
@@ -165,6 +166,7 @@ def _from_file(text: str, overrides: Sequence[str]) -> Model:
         return _foreign(text, weights, overrides)
     _, reading = read_strictly(weights)
     recipe = recipe_of(text, weights, reading.tensors, overrides)
+    _check_form(weights, recipe, form_of(reading.tensors))
     model = model_of(recipe, weights, reading.tensors).eval()
     report = fill(model, weights)
     log.info("%s", report)
@@ -174,6 +176,16 @@ def _from_file(text: str, overrides: Sequence[str]) -> Model:
     if isinstance(model, Task):
         return Model(text, recipe, model.encoder, decoder=alone, report=report, task=model)
     return Model(text, recipe, model.encoder, model, None, report=report)
+
+
+def _check_form(weights: Weights, recipe: Recipe, made: str | None) -> None:
+    """Another form would start its relative positions at zero and be no model that was ever trained."""
+    wanted = getattr(recipe.encoder, "form", None)
+    if None not in (made, wanted) and made != wanted:
+        raise UserError(
+            f"{weights.label} was trained in the form {made!r}, so it cannot be opened with encoder.form={wanted}; "
+            "leave that out, or train an encoder of that form with encoder.init=FILE."
+        )
 
 
 def is_vit(weights: Weights) -> bool:

@@ -27,7 +27,7 @@ INDEX_WORDS = "indices of relative positions, which are computed"
 DETECTOR = ("detector.", "the heads of a detector")
 SEGMENTER = ("segmenter.", "the heads of a segmenter")
 NECK = ("neck.", "the neck of a detector or segmenter")
-SHARED = (("windowed_rel_pos_bias", "windowed"), ("global_rel_pos_bias", "global"))
+SHARED = (("windowed_rel_pos_bias", "windowed"), ("global_rel_pos_bias", "whole"))
 
 POINTWISE = Transform(
     lambda parts: parts[0].reshape(parts[0].shape[:2]), lambda ours, _: [ours[:, :, None, None]]

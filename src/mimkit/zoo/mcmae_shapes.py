@@ -74,7 +74,7 @@ def describe(tensors: Tensors, heads: int | None = None, grid: tuple[int, ...] |
 def _relative(tensors: Tensors, form: str) -> tuple[tuple[int, ...] | None, tuple[int, ...] | None]:
     """The grids that relative positions are made for: (that of the images, that of a window)."""
     if form == "detection":
-        whole, window = (tensors.get(f"encoder.relative.{kind}.table") for kind in ("global", "windowed"))
+        whole, window = (tensors.get(f"encoder.relative.{kind}.table") for kind in ("whole", "windowed"))
         return _grid(whole), _grid(window)
     if form == "segmentation":
         return _grid(tensors["encoder.blocks3.0.relative.table"]), None
