@@ -11,6 +11,7 @@ from mimkit.analysis.attention import attention_statistics
 from mimkit.analysis.geometry import windowed
 from mimkit.encoders.mcmae import MCMAEEncoder
 from mimkit.encoders.mcmae_forms import FORMS, FormBlock, Seen, first_of_groups, last_of_groups
+from mimkit.engine.optimiser import layer_decay_groups
 from mimkit.errors import UserError
 from mimkit.masks import from_hidden
 from mimkit.ops import windows
@@ -154,6 +155,15 @@ def test_recomputed_activations_give_the_same_gradients(form: str) -> None:
         encoder(images).levels[-1].square().sum().backward()
         grads.append(encoder.blocks3[0].attn.qkv.weight.grad)
     torch.testing.assert_close(*grads)
+
+
+def test_layers_of_relative_positions_are_those_of_their_blocks_and_tables_never_decay() -> None:
+    for form, name in (("vitdet", "blocks3.2.relative.rows"), ("segmentation", "blocks3.2.relative.table")):
+        encoder = made(form)
+        assert encoder.depth_of(name) == 3
+        groups = layer_decay_groups(encoder, 0.05, 0.75, encoder.depth_of, encoder.depth + 1)
+        (decay,) = {g["weight_decay"] for g in groups for known, _ in g["params"] if known == name}
+        assert decay == (0.0 if name.endswith("table") else 0.05)
 
 
 @every

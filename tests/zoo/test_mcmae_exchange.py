@@ -140,6 +140,29 @@ def test_an_export_keeps_form_and_windows(tmp_path: Path) -> None:
     torch.testing.assert_close(opened.encoder(IMAGES).levels[-1], encoder(IMAGES).levels[-1])
 
 
+def test_the_grid_of_a_rectangle_is_never_taken_for_a_square(tmp_path: Path) -> None:
+    run, method = run_folder(tmp_path / "run", "data.size=[32, 128]", "encoder.positions=learned")
+    opened = mimkit.load(mimkit.export(run, "safetensors", tmp_path / "out").path)
+    assert opened.encoder.grid == (2, 8)  # 16 units
+    assert same(opened.encoder.state_dict(), method.encoder.state_dict())
+    file = mimkit.convert(run, tmp_path / "run.pth", to="published").path
+    again = mimkit.load(file, ["data.size=[32, 128]", "encoder.positions=learned"])
+    assert again.encoder.grid == (2, 8)
+
+
+@pytest.mark.parametrize("kind", ["classifier", "detection"])
+def test_an_onnx_program_answers_as_torch_does(kind: str, tmp_path: Path) -> None:
+    for needed in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(needed)
+    import onnxruntime
+
+    encoder, file = published(kind, tmp_path / "file.pth")
+    mimkit.export(file, "onnx", tmp_path / "out")
+    session = onnxruntime.InferenceSession(tmp_path / "out" / "model.onnx")
+    found, *_ = session.run(None, {"images": IMAGES.numpy()})
+    torch.testing.assert_close(torch.from_numpy(found), encoder(IMAGES).map(), atol=1e-4, rtol=1e-4)
+
+
 @pytest.mark.parametrize("to", ["timm", "hf"])
 def test_formats_that_know_no_mcmae_say_what_works(to: str, tmp_path: Path) -> None:
     _, file = published("encoder", tmp_path / "file.pth")

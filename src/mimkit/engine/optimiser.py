@@ -15,7 +15,8 @@ from mimkit.engine.shards import local
 from mimkit.engine.trainable import trainable_parameters
 
 Group = dict[str, Any]
-NEVER_DECAYED = ("cls_token", "pos_embed")  # by the last part of the name; fine-tuning only
+# By the last part of the name, in fine-tuning only; a table is one of relative positions
+NEVER_DECAYED = ("cls_token", "pos_embed", "table")
 
 
 def adamw(

@@ -6,13 +6,14 @@ stand above those of a packaged recipe; a file of one's own and overrides stand 
 """
 
 import logging
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from mimkit.encoders.vit import VARIANTS
 from mimkit.engine import checkpoint
@@ -24,6 +25,7 @@ from mimkit.verbs.training import is_run
 from mimkit.zoo.likeness import size_of, variant
 from mimkit.zoo.load import load as fill
 from mimkit.zoo.load import read_strictly
+from mimkit.zoo.mcmae_shapes import is_hybrid
 from mimkit.zoo.source import open_source
 from mimkit.zoo.weights import Weights
 
@@ -34,6 +36,7 @@ OF_THE_WEIGHTS = (
     "encoder.positions",
     "encoder.class_token",
     "encoder.layer_scale",
+    "encoder.kernel",
     "data.size",
     "data.channels",
     "data.mean",
@@ -105,7 +108,7 @@ def _says(recipe: Recipe, init: str, weights: Weights, source: str | Path) -> li
         return _says_of_timm(recipe, weights)
     _, reading = read_strictly(weights)
     described = recipe_of(init, weights, reading.tensors)
-    _check_same(recipe, described, init, size_of(reading.tensors), source)
+    _check_same(recipe, described, init, reading.tensors, source)
     own = recipe.data.channels
     other_images = own is not None and own != described.data.channels
     keys = [
@@ -144,20 +147,23 @@ def _value(recipe: Recipe, key: str) -> Any:
 
 
 def _check_same(
-    recipe: Recipe, described: Recipe, init: str, size: tuple[int, int] | None, source: str | Path
+    recipe: Recipe, described: Recipe, init: str, tensors: Mapping[str, Tensor], source: str | Path
 ) -> None:
     """Raise DataError when the weights are of another encoder than the recipe builds, with the command that fits."""
     theirs, ours = described.encoder.name, recipe.encoder.name
-    if theirs == ours or size is None:
+    size, hybrid = size_of(tensors), is_hybrid(tensors)
+    if theirs == ours or (size is None and not hybrid):
         return
     row = VARIANTS.get(ours)
     if row is not None and size == (row.width, row.depth):
         return  # the same sizes by another name: what differs shows when the tensors are compared
-    family = recipe.name.partition("_vit_")[0]
-    fitting = f"{family}_{theirs}"
+    if hybrid and ours.startswith("mcmae"):
+        return  # shapes do not tell heads; what differs shows there too
+    fitting = f"{re.split('_vit_|_mcmae_', recipe.name)[0]}_{theirs}"
     name = fitting if fitting in load.names() else f"{source} encoder.name={theirs}"
+    held = variant(*size) if size else theirs
     raise DataError(
-        f"{init} holds an encoder {variant(*size)}, and the recipe {recipe.name} builds {ours}; "
+        f"{init} holds an encoder {held}, and the recipe {recipe.name} builds {ours}; "
         f"use `mimkit finetune {name} encoder.init={init}`, or other weights."
     )
 

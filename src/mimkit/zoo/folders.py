@@ -11,6 +11,8 @@ from typing import Any
 
 from torch import Tensor
 
+from mimkit.encoders.mcmae_forms import FORMS
+from mimkit.encoders.mcmae_view import UNIT
 from mimkit.errors import DataError, UserError
 from mimkit.zoo.read import read_json, read_tensors
 from mimkit.zoo.weights import Weights
@@ -96,12 +98,9 @@ def _own(tensors: Mapping[str, Tensor], label: str, config: Mapping[str, Any]) -
 def from_recipe(recipe: Mapping[str, Any], classes: Any = None) -> dict[str, Any]:
     """What the sections of a recipe of mimkit say, and the classes of a head, as arguments of `Weights`."""
     encoder, method, data = (recipe.get(part) or {} for part in ("encoder", "method", "data"))
-    size, patch = _pair(data.get("size")), _pair(encoder.get("patch"))
-    grid = None
-    if size and patch:
-        grid = tuple(-(-side // cell) for side, cell in zip(size, patch, strict=True))
+    size = _pair(data.get("size"))
     return {
-        "grid": grid,
+        "grid": _grid(encoder, size),
         "norm_pix": method.get("norm_pix"),
         "decoder_heads": (method.get("decoder") or {}).get("heads"),
         "size": size,
@@ -110,6 +109,19 @@ def from_recipe(recipe: Mapping[str, Any], classes: Any = None) -> dict[str, Any
         "classes": _names(classes),
         "recipe": {part: recipe.get(part) or {} for part in SECTIONS} if encoder.get("name") else {},
     }
+
+
+def _grid(encoder: Mapping[str, Any], size: tuple[int, int] | None) -> tuple[int, ...] | None:
+    """The grid of the position table of an encoder for images of `size`."""
+    patch = _pair(encoder.get("patch"))
+    if str(encoder.get("name")).startswith("mcmae"):
+        form = FORMS.get(encoder.get("form") or "")
+        if table := _pair(encoder.get("table")) or (form and form.table):
+            return table
+        patch = UNIT
+    if not (size and patch):
+        return None
+    return tuple(-(-side // cell) for side, cell in zip(size, patch, strict=True))
 
 
 def _timm(tensors: Mapping[str, Tensor], label: str, config: Mapping[str, Any]) -> Weights:

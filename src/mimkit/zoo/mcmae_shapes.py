@@ -19,6 +19,7 @@ from mimkit.zoo.mcmae import form_of
 Tensors = Mapping[str, Tensor]
 HEAD_WIDTH = 64
 UNIT = 16
+USUAL_GRID = (14, 14)
 
 
 class Described(NamedTuple):
@@ -107,12 +108,14 @@ def _longest(tensors: Tensors) -> tuple[int, ...]:
 
 
 def _table(tensors: Tensors, grid: tuple[int, ...] | None) -> tuple[int, int]:
-    """(h, w) of the position table; published ones are square."""
+    """(h, w) of the position table; published ones are square. One that is not gets the usual grid, which only an
+    override of data.size can make fit.
+    """
     rows = tensors["encoder.pos_embed"].shape[1]
     if grid is not None and math.prod(grid) == rows:
         return (grid[0], grid[1])
     side = math.isqrt(rows)
-    return (side, side) if side * side == rows else (1, rows)
+    return (side, side) if side * side == rows else USUAL_GRID
 
 
 def _heads(tensors: Tensors, width: int) -> int | None:

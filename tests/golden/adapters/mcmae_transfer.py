@@ -11,7 +11,6 @@ from torch import nn
 
 from mimkit.encoders.mcmae import MCMAEEncoder
 from mimkit.encoders.mcmae_forms import build
-from mimkit.engine.optimiser import NEVER_DECAYED
 from mimkit.tasks.necks import Coarser, SimplePyramid
 from mimkit.zoo import recognise
 from mimkit.zoo.load import load
@@ -137,12 +136,12 @@ def layer_decay_detection(case: Case, dtype: torch.dtype) -> Outputs:
 
 
 def layer_decay_segmentation(case: Case, dtype: torch.dtype) -> Outputs:
-    """The published code decays position tables by mistake; mimkit does not. One-dimensional ones never decay."""
+    """The published code decays position tables by mistake; mimkit does not. One-dimensional tensors never decay."""
     layers, got = case.config["num_layers"], {}
     flat = ("bias", "norm1.weight", "norm2.weight", "gamma_1", "gamma_2")
     for name in case.spec["expected"]:
         layer, _ = depth_of(name, layers)
-        plain = name.endswith(flat) or (name.rpartition(".")[2] in NEVER_DECAYED and "backbone." not in name)
+        plain = name.endswith(flat)
         got |= {
             f"{name}.layer": layer,
             f"{name}.lr_scale": case.config["layer_decay_rate"] ** (layers + 1 - layer),
