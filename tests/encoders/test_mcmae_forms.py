@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from mimkit import encoders
+from mimkit.analysis import cost
 from mimkit.analysis.attention import attention_statistics
 from mimkit.analysis.geometry import windowed
 from mimkit.encoders.mcmae import MCMAEEncoder
@@ -181,6 +182,17 @@ def test_a_form_for_dense_features_hides_nothing(form: str) -> None:
     hidden[:, :2] = True
     with pytest.raises(UserError, match="cannot drop hidden cells"):
         encoder(photos(64, 96, batch=1), from_hidden(hidden, (16, 16)))
+
+
+@pytest.mark.parametrize(
+    ("form", "side", "millions", "gmac"),
+    [("detection", 1024, 87.805, 583), ("vitdet", 1024, 84.694, 598), ("segmentation", 512, 85.781, 135)],
+)
+def test_size_and_cost_are_those_of_the_published_models(form: str, side: int, millions: float, gmac: int) -> None:
+    with torch.device("meta"):
+        encoder = encoders.build("mcmae_base", size=(side, side), form=form).eval()
+    assert cost.parameters(encoder) / 1e6 == pytest.approx(millions, abs=1e-3)
+    assert round(cost.encoder_flops(encoder, (side, side)) / 2e9) == gmac
 
 
 @pytest.mark.parametrize(

@@ -231,8 +231,9 @@ class FormEncoder(MCMAEEncoder):
         if not len(self.relative):
             return Seen(view.grid, allowed)
         table = self.relative["whole" if window is None else "windowed"](window or view.grid)
-        if torch.is_autocast_enabled(device.type):  # once for all blocks
-            table = table.to(torch.get_autocast_dtype(device.type))
+        kind = device.type
+        if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):  # once for all blocks
+            table = table.to(torch.get_autocast_dtype(kind))
         return Seen(view.grid, allowed, limited(table, allowed))
 
     def attentions(self) -> Iterator[AttentionSite]:
