@@ -188,7 +188,9 @@ def test_a_form_for_dense_features_hides_nothing(form: str) -> None:
     ("form", "side", "millions", "gmac"),
     [("detection", 1024, 87.805, 583), ("vitdet", 1024, 84.694, 598), ("segmentation", 512, 85.781, 135)],
 )
-def test_size_and_cost_are_those_of_the_published_models(form: str, side: int, millions: float, gmac: int) -> None:
+def test_size_and_cost_are_those_of_the_published_models(
+    form: str, side: int, millions: float, gmac: int
+) -> None:
     with torch.device("meta"):
         encoder = encoders.build("mcmae_base", size=(side, side), form=form).eval()
     assert cost.parameters(encoder) / 1e6 == pytest.approx(millions, abs=1e-3)
