@@ -1,5 +1,6 @@
 """A job in submitit's hands, on this machine: two processes, preempted, put back into the queue, brought to its end."""
 
+import contextlib
 import os
 import signal
 import time
@@ -23,15 +24,10 @@ def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
 
 
-def tasks_of(job_id: str) -> list[int]:
-    """The processes of a local job, which are children of its controller."""
-    return [int(number) for number in Path(f"/proc/{job_id}/task/{job_id}/children").read_text().split()]
-
-
-def wait_for(count: int, run: Path, job: object) -> None:
+def wait_for(count: int, run: Path) -> None:
     deadline = time.monotonic() + 120
     while not (run / "metrics.jsonl").exists() or len(rows(run)) < count:
-        assert not job.done() and time.monotonic() < deadline, log(run)  # type: ignore[attr-defined]
+        assert time.monotonic() < deadline, log(run)
         time.sleep(0.02)
 
 
@@ -39,7 +35,62 @@ def log(run: Path) -> str:
     return "\n".join(path.read_text() for path in sorted((run / "jobs").glob("*.out")))
 
 
-@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the tasks of a job through /proc")
+def tell_all_tasks(run: Path) -> None:
+    """SIGUSR2 for every process of the job: what SLURM sends before its time is up."""
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            words = (entry / "cmdline").read_bytes().split(b"\0")
+            if (
+                b"submitit.core._submit" in words
+                and str(run / "jobs").encode() in words
+                and b"python" in words[0]
+            ):
+                os.kill(int(entry.name), signal.SIGUSR2)
+
+
+@pytest.fixture
+def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in for SLURM: runs a job's tasks on this machine, and once more when it is put back into the queue."""
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for name, text in TOOLS.items():
+        (tools / name).write_text(text)
+        (tools / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tools), prepend=":")
+    monkeypatch.setenv("TOOLS", str(tools))
+
+
+TOOLS = {
+    "sbatch": """#!/bin/bash
+export SLURM_JOB_ID=4711 SLURM_JOB_NODELIST=localhost SLURM_NTASKS=2 SLURM_JOB_NUM_NODES=2
+echo Submitted batch job 4711
+(until bash $1 && [ ! -e $TOOLS/again ]; do rm $TOOLS/again || break; done; touch $TOOLS/over) > /dev/null 2>&1 &
+""",
+    "srun": """#!/bin/bash
+while [[ $1 == --* ]]; do [[ $1 == --output ]] && { out=$2; shift; }; shift; done
+out=${out/%j/$SLURM_JOB_ID}
+for task in 0 1; do
+  SLURM_PROCID=$task SLURM_NODEID=$task SLURM_LOCALID=0 "$@" >> ${out/\\%t/$task} 2>&1 &
+done
+wait
+""",
+    "scontrol": """#!/bin/bash
+[[ "$*" == "requeue 4711" ]] && touch $TOOLS/again
+""",
+}
+
+
+def assert_ended_as_if_nothing_had_been(run: Path, few: Path, parallel: str) -> None:
+    said, one = log(run), run.with_name("one")
+    assert "Stopped as asked after step" in said and "Requeued job" in said and "Resumed" in said, said
+    assert "terminate called" not in said and "Traceback" not in said, said
+    assert main(["pretrain", "mae_tiny", f"data.path={few}", f"train.run={one}", *SETTINGS]) == 0
+    if parallel == "ddp":
+        assert losses(run) == losses(one)
+    assert losses(run) == pytest.approx(losses(one), rel=2e-4)
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="finds the tasks of a job through /proc")
 @pytest.mark.parametrize("parallel", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
 def test_a_preempted_job_saves_comes_back_and_ends_as_if_nothing_had_been(
     parallel: str, few: Path, tmp_path: Path
@@ -47,19 +98,28 @@ def test_a_preempted_job_saves_comes_back_and_ends_as_if_nothing_had_been(
     run = tmp_path / "run"
     words = [f"data.path={few}", f"train.run={run}", f"train.parallel={parallel}", *SETTINGS, "tasks=2"]
     launched = mimkit.launch("pretrain", "mae_tiny", words, "local")
-    wait_for(4, run, launched.job)
-    for task in tasks_of(launched.id):  # what SLURM does with all tasks before the job's time is up
-        os.kill(task, signal.SIGUSR2)
+    wait_for(4, run)
+    tell_all_tasks(run)
     launched.job.wait()
-    said = log(run)
-    assert launched.job.results()[0].startswith("Done: 30 steps"), said
-    assert "Stopped as asked after step" in said and "Requeued job" in said and "Resumed" in said
-    assert "terminate called" not in said and "Traceback" not in said
+    assert launched.job.results()[0].startswith("Done: 30 steps"), log(run)
+    assert_ended_as_if_nothing_had_been(run, few, parallel)
 
-    assert main(["pretrain", "mae_tiny", f"data.path={few}", f"train.run={tmp_path / 'one'}", *SETTINGS]) == 0
-    if parallel == "ddp":
-        assert losses(run) == losses(tmp_path / "one")
-    assert losses(run) == pytest.approx(losses(tmp_path / "one"), rel=2e-4)
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="finds the tasks of a job through /proc")
+def test_a_job_on_two_nodes_of_a_stand_in_for_slurm_comes_back_too(
+    slurm: None, few: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    words = [f"data.path={few}", f"train.run={run}", *SETTINGS, "nodes=2", "gpus=0"]
+    assert main(["pretrain", "mae_tiny", *words, "--launch", "slurm"]) == 0
+    wait_for(4, run)
+    tell_all_tasks(run)
+    deadline = time.monotonic() + 200
+    while not (tmp_path / "tools" / "over").exists():
+        assert time.monotonic() < deadline, log(run)
+        time.sleep(0.1)
+    assert_ended_as_if_nothing_had_been(run, few, "ddp")
 
 
 def test_a_job_begins_from_the_command_line_fine_tunes_and_ends(

@@ -1,8 +1,9 @@
 """What the loop asks of the things it trains, as protocols: it knows no method, no task and no data set by name.
 
 A module is trained when `module(batch)` gives an object with a scalar `total` and named scalar `parts`. It may also
-have `after_step(step)` (moving averages of teachers and the like, called after every optimiser step) and `frozen()`
-(names of what is kept in checkpoints but never trained).
+have `after_step(step)` (moving averages of teachers and the like, called after every optimiser step; with FSDP it sees
+shares, so parameters may be combined with those of the same shape alone) and `frozen()` (names of what is kept in
+checkpoints but never trained).
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
