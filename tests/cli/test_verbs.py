@@ -11,7 +11,7 @@ import pytest
 
 import mimkit
 from mimkit import cli
-from mimkit.cli.text import table
+from mimkit.cli.text import table, tell
 from mimkit.recipes import load
 
 ROWS = [SimpleNamespace(file=f"{i}.jpg", kind="odd_size", severity="note", detail="small") for i in range(50)]
@@ -278,3 +278,12 @@ def test_analyze_takes_models_and_overrides_in_any_order(
 def test_columns_stand_under_their_heads_for_wide_letters_and_marks_too() -> None:
     lines = table(("file", "problem"), [("图像.jpg", "broken"), ("cafe\u0301.jpg", "broken")]).splitlines()
     assert lines == ["file      problem", "图像.jpg  broken", "cafe\u0301.jpg  broken"]
+
+
+def test_of_several_processes_the_first_one_tells_how_it_ended(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        tell(f"Done in {rank}.")
+    assert capsys.readouterr().out == "Done in 0.\n"

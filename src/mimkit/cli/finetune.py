@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from mimkit.cli.text import Launch, Overrides
+from mimkit.cli.text import Launch, Overrides, tell
 
 
 def run(
@@ -34,6 +34,6 @@ def run(
 
     words = overrides or []
     if launch is None:
-        typer.echo(api.finetune(source, words, resume=resume).message)
+        tell(api.finetune(source, words, resume=resume).message)
     else:
         typer.echo(api.launch("finetune", source, words, launch, resume).message)

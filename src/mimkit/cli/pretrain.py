@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from mimkit.cli.text import Launch, Overrides
+from mimkit.cli.text import Launch, Overrides, tell
 
 
 def run(
@@ -33,6 +33,6 @@ def run(
 
     words = overrides or []
     if launch is None:
-        typer.echo(api.pretrain(source, words, resume=resume).message)
+        tell(api.pretrain(source, words, resume=resume).message)
     else:
         typer.echo(api.launch("pretrain", source, words, launch, resume).message)

@@ -1,6 +1,7 @@
 """What the verbs share: arguments that several take, tables, progress."""
 
 import math
+import os
 import sys
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
@@ -30,6 +31,12 @@ Launch = Annotated[
         "partition= account= qos= constraint= among the overrides.",
     ),
 ]
+
+
+def tell(text: str) -> None:
+    """Print `text`, of several processes by the first alone."""
+    if os.environ.get("RANK", "0") == "0":
+        typer.echo(text)
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[object]], right: Sequence[int] = ()) -> str:
