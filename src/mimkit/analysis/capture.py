@@ -8,7 +8,6 @@ never done twice, and the model's own output is untouched. Works for our encoder
 transformers alike; a module that makes neither call is named in an error.
 """
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -20,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 from mimkit.encoders.base import AttentionSite
 from mimkit.errors import UserError
+from mimkit.ops.attention import precise, scores
 
 SOFTMAX = (F.softmax, torch.softmax, Tensor.softmax, torch.special.softmax)
 SLICE = 2**20  # scores at a time: 4 MiB in float32, so that what is done to them stays near the cache
@@ -62,13 +62,13 @@ class _Ear(TorchFunctionMode):
                 self._hand(args[0].device, slices(_by_head(args[0], heads)))
         return func(*args, **kwargs)
 
-    def _hand(self, device: torch.device, scores: Iterator[Tensor]) -> None:
+    def _hand(self, device: torch.device, heard: Iterator[Tensor]) -> None:
         place, self.place = self.place, None
         if place is not None:
             with torch.autocast(
                 device.type, enabled=False
             ):  # it would round the products to half precision again
-                self.take(place, scores)
+                self.take(place, heard)
 
     def opens(self, place: int) -> Callable[..., None]:
         def hook(*_: Any) -> None:
@@ -92,9 +92,9 @@ def queries_at_once(shape: Sequence[int]) -> int:
     return max(1, SLICE // max(1, shape[0] * shape[1] * shape[-1]))
 
 
-def slices(scores: Tensor) -> Iterator[Tensor]:
+def slices(whole: Tensor) -> Iterator[Tensor]:
     """Scores (B, H, N, N) that are at hand anyway, a few queries at a time."""
-    yield from scores.detach().split(queries_at_once(scores.shape), dim=2)
+    yield from whole.detach().split(queries_at_once(whole.shape), dim=2)
 
 
 def fused_scores(
@@ -109,17 +109,11 @@ def fused_scores(
     **_: Any,
 ) -> Iterator[Tensor]:
     """The scores (B, H, q, N) that torch's fused attention computes from these arguments, a few queries at a time."""
-    precise = torch.float64 if q.dtype == torch.float64 else torch.float32
-    q, k = (_by_head(x.detach(), heads).to(precise) for x in (q, k))
-    q = q * (q.shape[-1] ** -0.5 if scale is None else scale)
+    q, k = (precise(_by_head(x.detach(), heads)) for x in (q, k))
     mask = _by_head(attn_mask, heads) if attn_mask is not None and attn_mask.ndim == 3 else attn_mask
-    chunk = queries_at_once((*q.shape[:2], k.shape[2]))
-    for first in range(0, q.shape[2], chunk):
-        part = q[:, :, first : first + chunk] @ k.mT
-        if mask is not None:
-            rows = mask if mask.shape[-2] == 1 else mask[..., first : first + chunk, :]
-            part = part.masked_fill(~rows, -math.inf) if rows.dtype == torch.bool else part + rows
-        yield part
+    if is_causal:
+        mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()
+    return scores(q, k, mask, queries_at_once((*q.shape[:2], k.shape[2])), scale)
 
 
 def _by_head(x: Tensor, heads: int) -> Tensor:
@@ -132,9 +126,9 @@ def _heads(module: Any) -> int:
     return int(getattr(module, "num_heads", getattr(module, "heads", 1)))
 
 
-def checked(scores: Iterator[Tensor], site: AttentionSite, keys: int) -> Iterator[Tensor]:
+def checked(heard: Iterator[Tensor], site: AttentionSite, keys: int) -> Iterator[Tensor]:
     """The scores, unless they are over other tokens than prefix and `keys`: then no position would be true."""
-    for part in scores:
+    for part in heard:
         if part.shape[-1] != site.prefix + keys:
             raise UserError(
                 f"{site.name!r} attends to {part.shape[-1]} tokens, but its geometry (window {site.window}, stride "

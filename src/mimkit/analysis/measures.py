@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from mimkit.analysis.geometry import Geometry
+from mimkit.ops.attention import precise
 
 EPS = 1e-8
 NOTHING = (
@@ -128,8 +129,7 @@ class Meter:
 
     def _slice(self, scores: Tensor, first: int) -> dict[str, Tensor]:
         """Sums over the queries first .. first + q of each window, (B, W, H, ...)."""
-        if scores.dtype != torch.float64:
-            scores = scores.float()
+        scores = precise(scores)
         rows = slice(first, first + scores.shape[-2])
         p, log_p, total = self._attention(scores[..., self.prefix :], rows)
         apart = self.geometry.distance[:, rows].to(p.dtype).to(p.device).flatten(1)[:, None]  # (W, 1, q * n)

@@ -56,6 +56,27 @@ def limited(bias: Tensor | None, allowed: Tensor | None) -> Tensor | None:
     return bias & allowed if bias.dtype == torch.bool else bias.masked_fill(~allowed, -math.inf)
 
 
+def precise(x: Tensor) -> Tensor:
+    """In float32, or float64 where it is that already."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def scores(
+    q: Tensor, k: Tensor, added: Tensor | None, chunk: int, scale: float | None = None
+) -> Iterator[Tensor]:
+    """What `attend` takes the softmax of, `chunk` queries at a time: (B, H, up to chunk, N).
+
+    q, k: (B, H, N, D). added: bool where a query may look at a key, or float. scale: None is 1 / sqrt(D).
+    """
+    q = q * (q.shape[-1] ** -0.5 if scale is None else scale)
+    for first in range(0, q.shape[2], chunk):
+        part = q[:, :, first : first + chunk] @ k.mT
+        if added is not None:
+            rows = added if added.shape[-2] == 1 else added[..., first : first + chunk, :]
+            part = part.masked_fill(~rows, -math.inf) if rows.dtype == torch.bool else part + rows
+        yield part
+
+
 class ShortAttention(torch.autograd.Function):
     """Attention in bf16 on a CPU with the probabilities kept for the backward pass.
 
@@ -141,16 +162,10 @@ class Attention(nn.Module):
         chunk, N) in float32 or better.
         """
         q, k, _ = self._heads(self.qkv(x), 3)
-        precise = torch.float64 if x.dtype == torch.float64 else torch.float32
-        q, k = q.to(precise), k.to(precise)
+        q, k = precise(q), precise(k)
         q = q if last is None else q[:, :, -last:]
-        added = _added(q, key_mask, bias)
-        for first in range(0, q.shape[2], chunk):
-            scores = q[:, :, first : first + chunk] * q.shape[-1] ** -0.5 @ k.mT
-            if added is not None:
-                rows = added if added.shape[-2] == 1 else added[..., first : first + chunk, :]
-                scores = scores.masked_fill(~rows, -math.inf) if rows.dtype == torch.bool else scores + rows
-            yield scores.softmax(-1)
+        for part in scores(q, k, _added(q, key_mask, bias), chunk):
+            yield part.softmax(-1)
 
 
 class Mlp(nn.Module):
