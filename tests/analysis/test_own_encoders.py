@@ -49,3 +49,21 @@ def test_an_encoder_runs_through_every_analysis(name: str, options: dict[str, An
         read = analysis.kernel_statistics(encoder).layers
         assert [layer.stride for layer in read] == [(4, 4), (8, 8)]
         assert [layer.kernel for layer in read] == [(5, 5)] * 2
+
+
+@pytest.mark.parametrize("wrapped", [True, False])
+def test_a_compiled_model_is_looked_into_as_it_is(wrapped: bool) -> None:
+    torch.manual_seed(0)
+    encoder, x = encoders.build("vit:48x2x3", size=(32, 32)), torch.randn(4, 3, 32, 32)
+    plain = analysis.attention_statistics(encoder, [x]), analysis.cka(encoder, None, [x])
+    if wrapped:
+        compiled = torch.compile(encoder, backend="eager")
+    else:
+        compiled = encoder
+        compiled.compile(backend="eager")
+    with torch.no_grad():
+        compiled.eval()(x)
+    found = analysis.attention_statistics(compiled, [x]), analysis.cka(compiled, None, [x])
+    np.testing.assert_allclose(found[0].layers[1].kl, plain[0].layers[1].kl)
+    np.testing.assert_allclose(found[1].values, plain[1].values)
+    assert len(analysis.layer_statistics(compiled, [x]).layers) == len(found[0].layers)

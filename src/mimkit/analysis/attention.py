@@ -22,6 +22,7 @@ from mimkit.analysis.probe import frozen
 from mimkit.analysis.subjects import (
     Feed,
     attention_sites,
+    bare,
     check_weights,
     device_of,
     forward_of,
@@ -132,6 +133,7 @@ def attention_statistics(
     Raises UserError for models without attention (look at their kernels: `kernel_statistics`) or with NaN weights,
     DataError for images of different sizes.
     """
+    model = bare(model)
     name = name or name_of(model)
     sites = attention_sites(model)
     if not sites:

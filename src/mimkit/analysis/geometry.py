@@ -8,7 +8,7 @@ from maps of true coordinates that go through the same padding, rolling and cutt
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor
@@ -34,7 +34,7 @@ class Geometry:
     distance: Tensor
     region: Tensor
 
-    @property
+    @cached_property
     def inside(self) -> Tensor:
         """Bool (W, n): false where a position is padding."""
         return self.index != BLANK
@@ -47,7 +47,7 @@ class Geometry:
     def keys(self) -> int:
         return self.distance.shape[1]
 
-    @property
+    @cached_property
     def padded(self) -> bool:
         return not bool(self.inside.all())
 

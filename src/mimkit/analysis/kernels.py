@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 from mimkit.analysis.frames import Frame, frame
 from mimkit.analysis.measures import EPS
 from mimkit.analysis.probe import frozen
-from mimkit.analysis.subjects import check_weights, device_of, forward_of, input_shape, name_of
+from mimkit.analysis.subjects import bare, check_weights, device_of, forward_of, input_shape, name_of
 from mimkit.errors import UserError
 
 NORMS = ("abs", "square", "softmax")
@@ -71,6 +71,7 @@ def kernel_statistics(model: nn.Module, name: str | None = None, norm: str = "ab
 
     Raises UserError for models without depth-wise kernels or with NaN weights.
     """
+    model = bare(model)
     name = name or name_of(model)
     convs = {key: part for key, part in model.named_modules() if is_depthwise(part)}
     if not convs:
@@ -201,7 +202,7 @@ def _strides(model: nn.Module, convs: dict[str, nn.Conv2d]) -> dict[str, tuple[f
     """Pixels per cell of what each convolution reads, times its dilation; in order of computation."""
     channels, height, width = input_shape(model)
     ear = _Ear({conv.weight.data_ptr(): name for name, conv in convs.items()})
-    with frozen(model), ear:
+    with frozen(model), torch.compiler.set_stance("force_eager"), ear:
         first = next(model.parameters())
         blank = torch.zeros(1, channels, height, width, device=device_of(model), dtype=first.dtype)
         forward_of(model)(blank)

@@ -11,10 +11,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from mimkit.analysis.probe import frozen
 from mimkit.analysis.subjects import (
+    bare,
     check_weights,
     device_of,
     forward_of,
@@ -61,7 +63,8 @@ def tapping(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor
 
     handles = [keep(name) for name in names]
     try:
-        yield outputs
+        with torch.compiler.set_stance("force_eager"):  # compiled code may not call the hooks
+            yield outputs
     finally:
         for handle in handles:
             handle.remove()
@@ -134,6 +137,7 @@ def dense_features(
 
     images: normalised (B, C, H, W), a few. What users call DINO-style PCA pictures is `pca_rgb` of "final".
     """
+    model = bare(model)
     check_weights(model, name_of(model))
     names = block_names(model) if layers is None else list(layers)
     with frozen(model), tapping(model, names) as outputs:

@@ -16,6 +16,7 @@ from mimkit.analysis.geometry import Geometry
 from mimkit.analysis.probe import frozen
 from mimkit.analysis.subjects import (
     attention_sites,
+    bare,
     check_weights,
     device_of,
     forward_of,
@@ -75,6 +76,7 @@ def attention_maps(model: nn.Module, images: Tensor, layers: Sequence[int] | Non
 
     Memory: 4 x H x N^2 bytes an image and layer (1.9 MB for ViT-B/16 at 224).
     """
+    model = bare(model)
     name = name_of(model)
     if len(images) > MOST:
         raise UserError(

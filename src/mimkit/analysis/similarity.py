@@ -19,7 +19,7 @@ from mimkit.analysis.frames import Frame, frame
 from mimkit.analysis.hsic import LEAST, Sums
 from mimkit.analysis.layers import block_names, tapping, tokens_of
 from mimkit.analysis.probe import frozen
-from mimkit.analysis.subjects import Feed, check_weights, device_of, forward_of, name_of
+from mimkit.analysis.subjects import Feed, bare, check_weights, device_of, forward_of, name_of
 from mimkit.errors import UserError
 
 EXAMPLES = ("images", "tokens", "pooled")
@@ -82,8 +82,10 @@ def cka(
     Raises UserError for fewer than 4 images, constant features or NaN weights, naming the layer.
     """
     _check_words(examples, estimator, block)
-    models = [model_a] if model_b is None or model_b is model_a else [model_a, model_b]
-    titles = list(names or (name_of(model_a), name_of(models[-1])))
+    models = [bare(model_a)]
+    if model_b is not None and bare(model_b) is not models[0]:
+        models.append(bare(model_b))
+    titles = list(names or (name_of(models[0]), name_of(models[-1])))
     for model, title in zip(models, titles, strict=False):
         check_weights(model, title)
     layers = [block_names(model) for model in models]

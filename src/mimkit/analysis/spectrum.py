@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from mimkit.analysis.frames import Frame, frame
 from mimkit.analysis.layers import block_names, map_of, tapping
 from mimkit.analysis.probe import frozen
-from mimkit.analysis.subjects import Feed, check_weights, device_of, forward_of, name_of
+from mimkit.analysis.subjects import Feed, bare, check_weights, device_of, forward_of, name_of
 from mimkit.errors import UserError
 
 OUTLIER = 10 * 1.4826  # times the median absolute deviation; 1.4826 makes it a standard deviation
@@ -96,6 +96,7 @@ def layer_statistics(
     """
     if examples not in ("tokens", "pooled"):
         raise UserError(f"Spectra cannot take {examples!r} as examples; known are tokens, pooled.")
+    model = bare(model)
     name = name or name_of(model)
     check_weights(model, name)
     meters = {key: Spectrum(examples) for key in block_names(model)}

@@ -28,6 +28,11 @@ PREFIX = {  # tokens in front of the patches in transformers' models, by model_t
 }
 
 
+def bare(model: nn.Module) -> nn.Module:
+    """The model itself, where `torch.compile(model)` wrapped it."""
+    return getattr(model, "_orig_mod", model)
+
+
 def is_transformers(model: nn.Module) -> bool:
     """Whether it is a model of Hugging Face's transformers."""
     return hasattr(model, "config") and hasattr(getattr(model, "config", None), "model_type")
