@@ -103,3 +103,15 @@ def test_an_svg_that_cannot_be_written_is_a_mistake_of_the_user(tmp_path: Path) 
     chart = plots.layer_lines("l", "L", {"a": [1.0]}, "rank")
     with pytest.raises(UserError, match="cannot be written"):
         plots.save_svg(plots.chart_figure(chart), tmp_path / "file" / "x.svg")
+
+
+def test_probes_of_several_models_share_their_axis_and_say_their_accuracy() -> None:
+    good = [plots.ProbeCurve("linear, mean", [1, 2], [0.8, 0.9], [0.05, 0.3])]
+    bad = [plots.ProbeCurve("linear, mean", [3], [0.4])]
+    chart = plots.probe_chart({"a": (good, 0.5), "b": (bad, 0.5)})
+    limits = {plots.panel_of(panel)[0].axes[0].get_ylim() for panel in chart.panels}
+    assert len(limits) == 1 and next(iter(limits))[0] == pytest.approx(37)
+    assert marks(chart.panels[0]) == [
+        "a, layer 1, linear, mean: 80.0 %",
+        "a, layer 2, linear, mean: 90.0 %",
+    ]

@@ -220,13 +220,13 @@ def _labels(study: Study) -> str:
 
 
 def _probes(study: Study) -> Iterator[Item]:
-    panels = [
-        plots.probe_panel(model.label, model.probes.curves(), model.probes.chance)
+    models = {
+        model.label: (model.probes.curves(), model.probes.chance)
         for model in study.models
         if model.probes is not None
-    ]
-    if panels:
-        yield _item("probes", plots.Chart("probes", "Probes of the frozen features", tuple(panels)))
+    }
+    if models:
+        yield _item("probes", plots.probe_chart(models))
 
 
 def _runs(study: Study) -> Iterator[Item]:

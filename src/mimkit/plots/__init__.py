@@ -17,7 +17,7 @@ from mimkit.plots.charts import (
     heat_maps,
     layer_lines,
     panel_of,
-    probe_panel,
+    probe_chart,
     run_curves,
     spectra,
 )
@@ -63,8 +63,8 @@ __all__ = [
     "panel_figure",
     "panel_of",
     "probe_bars",
+    "probe_chart",
     "probe_layers",
-    "probe_panel",
     "reconstruction",
     "reconstruction_grid",
     "rgb",

@@ -224,7 +224,7 @@ def layer_lines(
             kept = np.flatnonzero(np.isfinite(given))
             layers, values = kept + 1, np.asarray(given, dtype=float)[kept]
             colour, marker = CYCLE[place % 6], MARKERS[place % 4]
-            axes.plot(layers, values, color=colour, linewidth=1.5, label=model)
+            axes.plot(layers, values, color=colour, linewidth=1.5, marker=marker, markersize=5, label=model)
             if len(kept):
                 axes.scatter(layers, values, s=26, color=colour, marker=marker, zorder=3, gid=f"line-{place}")
                 said = zip(layers.tolist(), values.tolist(), strict=True)
@@ -267,14 +267,32 @@ def _draw_spectra(axes: "Axes", layers: Sequence[np.ndarray]) -> Tips:
     return {}
 
 
-def probe_panel(model: str, curves: Sequence[ProbeCurve], chance: float) -> ChartPanel:
-    """Accuracies of one model over its layers, with the share of the largest class."""
+def probe_chart(models: Mapping[str, tuple[Sequence[ProbeCurve], float]]) -> Chart:
+    """Accuracies over layers, a panel a model on a shared axis. models: curves, and the share of the largest class."""
+    lowest = min(
+        min(float(np.min(np.asarray(curve.accuracy) - np.asarray(curve.std or 0))) for curve in curves)
+        for curves, _ in models.values()
+    )
+    low = max(0.0, 100 * min(lowest, *(chance for _, chance in models.values()), 0.95) - 3)
 
-    def draw(axes: "Axes") -> Tips:
-        draw_probe_layers(axes, curves, chance, beside=False)
-        return {}
+    def panel(model: str, curves: Sequence[ProbeCurve], chance: float) -> ChartPanel:
+        return ChartPanel(model, lambda axes: _draw_probes(axes, model, curves, chance, low))
 
-    return ChartPanel(model, draw)
+    panels = tuple(panel(model, curves, chance) for model, (curves, chance) in models.items())
+    return Chart("probes", "Probes of the frozen features", panels)
+
+
+def _draw_probes(axes: "Axes", model: str, curves: Sequence[ProbeCurve], chance: float, low: float) -> Tips:
+    draw_probe_layers(axes, curves, chance, beside=False)
+    axes.set_ylim(low, 100 + 0.14 * (100 - low))
+    axes.set_yticks([tick for tick in axes.get_yticks() if low <= tick <= 100])
+    tips: Tips = {}
+    for place, curve in enumerate(curves):
+        values = [100 * float(value) for value in curve.accuracy]
+        axes.scatter(curve.layers, values, s=30, color=CYCLE[place % 6], alpha=0, gid=f"probe-{place}")
+        said = zip(curve.layers, values, strict=True)
+        tips[f"probe-{place}"] = [f"{model}, layer {n}, {curve.label}: {v:.1f} %" for n, v in said]
+    return tips
 
 
 def run_curves(name: str, title: str, parts: Mapping[str, Mapping[str, Series]]) -> Chart:
