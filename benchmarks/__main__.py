@@ -14,6 +14,7 @@ from benchmarks import (
     finetune_step,
     imports,
     mae_step,
+    mcmae_step,
     onnx_program,
     optimiser,
     pipeline,
@@ -23,6 +24,7 @@ from mimkit.errors import nearest
 
 BENCHMARKS: dict[str, Benchmark] = {
     **mae_step.BENCHMARKS,
+    **mcmae_step.BENCHMARKS,
     **optimiser.BENCHMARKS,
     **pipeline.BENCHMARKS,
     **finetune_step.BENCHMARKS,
