@@ -95,11 +95,20 @@ def _convolve(windows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def _weight_gradient(grad: Tensor, windows: Tensor, weight: Tensor) -> Tensor:
-    """Gradient (C, 1, k, k) of the kernel from that of the output (M, C) and the windows (U, C, W, W)."""
-    inner = [windows.shape[2 + i] - weight.shape[2 + i] + 1 for i in (0, 1)]
-    maps = grad.view(windows.shape[0], *inner, -1).permute(0, 3, 1, 2)  # (U, C, *s)
-    which = (False, True, False)
-    one, none, groups = (1, 1), (0, 0), weight.shape[0]
-    return torch.ops.aten.convolution_backward(
-        maps, windows, weight, None, one, none, one, False, none, groups, which
-    )[1]
+    """Gradient (C, 1, k, k) of the kernel from that of the output (M, C) and the windows (U, C, W, W).
+
+    On a CPU tap by tap: torch's own takes twice as long in float32 and five times in bf16.
+    """
+    kh, kw = weight.shape[2:]
+    h, w = windows.shape[2] - kh + 1, windows.shape[3] - kw + 1
+    cells = grad.view(-1, h, w, grad.shape[1])  # (U, *s, C)
+    if not grad.is_cpu:
+        maps, one = cells.permute(0, 3, 1, 2), (1, 1)
+        return torch.ops.aten.convolution_backward(
+            maps, windows, weight, None, one, (0, 0), one, False, (0, 0), len(weight), (False, True, False)
+        )[1]
+    last = windows.permute(0, 2, 3, 1)
+    taps = [
+        (last[:, i : i + h, j : j + w] * cells).sum((0, 1, 2)) for i in range(kh) for j in range(kw)
+    ]  # k * k of (C,)
+    return torch.stack(taps, dim=1).view_as(weight)

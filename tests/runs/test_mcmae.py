@@ -1,0 +1,75 @@
+"""MCMAE as a person uses it: photographs in, a run, resumed, pictures, a probe, a classifier."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small_runs import SMALL, answer, losses, rows
+
+import mimkit
+
+SETTINGS = [word for word in SMALL if not word.startswith("encoder.patch")]
+
+
+@pytest.fixture(scope="module")
+def run(photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "mcmae"
+    settings = [f"data.path={photographs}", f"train.run={folder}", *SETTINGS, "train.batch_size=32"]
+    mimkit.pretrain("mcmae_tiny", [*settings, "train.epochs=4", "schedule.warmup_epochs=1"])
+    return folder
+
+
+def test_the_loss_falls_below_what_zeros_would_reach(run: Path) -> None:
+    first, last = np.mean(losses(run)[:5]), np.mean(losses(run)[-5:])
+    assert last < 0.8 * first
+    assert rows(run)[-1]["trivial/model"] < rows(run)[-1]["trivial/zero"]
+
+
+def test_a_run_goes_on_and_is_looked_at(run: Path, faces: Path, tmp_path: Path) -> None:
+    step = rows(run)[-1]["step"]
+    mimkit.pretrain(run, ["train.epochs=5"], resume=True)
+    assert rows(run)[-1]["step"] > step
+    mimkit.reconstruct(run, out=tmp_path / "picture.png")
+    assert (tmp_path / "picture.png").stat().st_size > 1000
+    mimkit.embed(run, faces, tmp_path / "faces.npy")
+    assert np.load(tmp_path / "faces.npy").shape[1] == 192
+
+
+def test_the_encoder_is_fine_tuned_and_probed(run: Path, faces: Path, tmp_path: Path) -> None:
+    for recipe in ("finetune_mcmae_tiny", "linear_probe_mcmae_tiny"):
+        small = ["train.epochs=1", "schedule.warmup_epochs=0", "data.size=32", "data.workers=0"]
+        where = [f"encoder.init={run}", f"data.path={faces}", f"train.run={tmp_path / recipe}"]
+        mimkit.finetune(recipe, [*where, *small, "log.writers=[]"])
+        assert (tmp_path / recipe / "metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["encoder.kernel=4"], "encoder.kernel: a kernel of 4 has no middle to lie on a position"),
+        (["encoder.patch=8"], "encoder.name=mcmae_tiny knows no such field"),
+        (["data.size=32", "method.mask.ratio=0.9"], "leaves nothing visible of 4 cells"),
+        (["data.size=16"], "leaves nothing visible of 1 cells"),
+        (["method.name=mae", "encoder.masking=tokens"], "made for method.name=mcmae"),
+        (["encoder.name=vit_tiny"], "mcmae fuses features of several strides, and vit_tiny has one"),
+        (["data.size=48", "method.mask.complementary=true"], "9 cells cannot be shared out evenly"),
+        (["encoder.masking=tokens", "method.mask.complementary=true"], "a mask on tokens has no complements"),
+    ],
+)
+def test_bad_input_gets_a_sentence(
+    words: list[str], sentence: str, photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, error = answer(
+        capsys, "pretrain", "mcmae_tiny", f"data.path={photographs}", f"train.run={tmp_path / 'run'}", *words
+    )
+    assert code == 2 and sentence in error
+
+
+def test_sizes_that_16_does_not_divide_are_padded_and_that_is_said(
+    photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    small = [*SETTINGS, "data.size=[36,24]", "train.epochs=1", "schedule.warmup_epochs=0"]
+    code, _ = answer(capsys, "pretrain", "mcmae_tiny", f"data.path={photographs}", f"train.run={run}", *small)
+    assert code == 0
+    assert (run / "log.txt").read_text().count("36 x 24 pixels are padded with zeros to 48 x 32") <= 1
