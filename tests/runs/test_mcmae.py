@@ -29,7 +29,7 @@ def test_a_run_goes_on_and_is_looked_at(run: Path, faces: Path, tmp_path: Path) 
     step = rows(run)[-1]["step"]
     mimkit.pretrain(run, ["train.epochs=5"], resume=True)
     assert rows(run)[-1]["step"] > step
-    mimkit.reconstruct(run, out=tmp_path / "picture.png")
+    mimkit.reconstruct(run, out=tmp_path / "picture.png", ratios=(0.5,))
     assert (tmp_path / "picture.png").stat().st_size > 1000
     mimkit.embed(run, faces, tmp_path / "faces.npy")
     assert np.load(tmp_path / "faces.npy").shape[1] == 192

@@ -71,7 +71,7 @@ def _grid_of(name: str, rows: int, prefix: int, wanted: Grid, file_grid: Grid | 
         count = rows - extra
         if file_grid is not None and math.prod(file_grid) == count:
             return file_grid, extra
-        if file_grid is None and (side := _exact_root(count)):
+        if file_grid is None and (side := exact_root(count)):
             return (side, side), extra
         if file_grid is None and count == math.prod(wanted):
             return wanted, extra
@@ -79,7 +79,7 @@ def _grid_of(name: str, rows: int, prefix: int, wanted: Grid, file_grid: Grid | 
     raise DataError(f"{name} has {rows} rows in the file, which is not {of}; its grid cannot be told.")
 
 
-def _exact_root(count: int) -> int | None:
+def exact_root(count: int) -> int | None:
     """The side of a square of `count` cells, None when it is no square."""
     return next((side for side in range(1, count + 1) if side * side == count), None)
 

@@ -10,13 +10,13 @@ built here keeps its names behind `detector.` and `segmenter.`, so that a file g
 a prefix may be those of such an encoder too.
 """
 
-import math
 from collections.abc import Iterable, Mapping
 
 from torch import Tensor
 
 from mimkit.errors import DataError
 from mimkit.ops.relative import offset_index, table_grid
+from mimkit.zoo.adapt import exact_root
 from mimkit.zoo.mae import BLOCK as TRANSFORMER
 from mimkit.zoo.mae import CLASSIFIER, DECODER_ENDS
 from mimkit.zoo.rules import Aside, Family, Rule, Transform
@@ -37,9 +37,8 @@ POINTWISE = Transform(
 def _unfolded(parts: list[Tensor]) -> Tensor:
     """((2s - 1)^2, H) -> (2s - 1, 2s - 1, H); a table of another count keeps its form until its grid is known."""
     table = parts[0]
-    side = math.isqrt(table.shape[0])
-    square = side * side == table.shape[0] and side % 2
-    return table.unflatten(0, (side, side)) if square else table
+    side = exact_root(table.shape[0])
+    return table.unflatten(0, (side, side)) if side and side % 2 else table
 
 
 OFFSETS = Transform(_unfolded, lambda ours, _: [ours.flatten(0, -2)])

@@ -14,6 +14,7 @@ from torch import Tensor
 from mimkit.encoders.mcmae import VARIANTS, custom
 from mimkit.encoders.mcmae_forms import FORMS
 from mimkit.ops.relative import table_grid
+from mimkit.zoo.adapt import exact_root
 from mimkit.zoo.mcmae import form_of
 
 Tensors = Mapping[str, Tensor]
@@ -114,8 +115,8 @@ def _table(tensors: Tensors, grid: tuple[int, ...] | None) -> tuple[int, int]:
     rows = tensors["encoder.pos_embed"].shape[1]
     if grid is not None and math.prod(grid) == rows:
         return (grid[0], grid[1])
-    side = math.isqrt(rows)
-    return (side, side) if side * side == rows else USUAL_GRID
+    side = exact_root(rows)
+    return (side, side) if side else USUAL_GRID
 
 
 def _heads(tensors: Tensors, width: int) -> int | None:
