@@ -28,7 +28,7 @@ ORDER = [
 ]
 ORDER += [f"verbs/{verb}.md" for verb in ("finetune", "evaluate", "predict", "embed", "compare", "analyze")]
 ORDER += ["concepts/weights.md", "verbs/plan.md", "verbs/report.md", "verbs/models.md", "verbs/recipes.md"]
-ORDER += ["verbs/convert.md", "verbs/export.md"]
+ORDER += ["verbs/convert.md", "verbs/export.md", "gallery.md"]
 BLOCK = re.compile(r"(<!-- output of: (?P<command>.+?) -->\n)```\w*\n.*?```\n", re.S)
 PHOTOS = [
     "astronaut",
@@ -103,8 +103,8 @@ def take_pictures(text: str, scratch: Path) -> None:
 
 
 def make_images(folder: Path) -> None:
-    """photos/: 128 crops of sixteen photographs, 160 x 120; mixed/: a few of them, some faulty; labelled/: 100 faces
-    and 100 non-faces, 25 x 25.
+    """photos/: 128 crops of sixteen photographs, 160 x 120; kinds/: 384 more, a class folder a photograph; mixed/: a
+    few of photos/, some faulty; labelled/: 100 faces and 100 non-faces, 25 x 25.
     """
     import numpy as np
     from PIL import Image
@@ -116,14 +116,22 @@ def make_images(folder: Path) -> None:
         image = Image.fromarray(getattr(data, name)()).convert("RGB")
         image = image.resize((max(image.width, 320), max(image.height, 240)))
         for number in range(8):
-            left, top = rng.integers(image.width - 240 + 1), rng.integers(image.height - 180 + 1)
-            crop = image.crop((left, top, left + 240, top + 180)).resize((160, 120))
-            crop.save(folder / "photos" / f"{name}-{number}.jpg", quality=90)
+            crop_of(image, rng).save(folder / "photos" / f"{name}-{number}.jpg", quality=90)
+        kind, more = folder / "kinds" / name, np.random.default_rng(1)
+        kind.mkdir(parents=True)
+        for number in range(24):
+            crop_of(image, more).save(kind / f"{number:02d}.jpg", quality=90)
     make_mixed(folder / "photos", folder / "mixed")
     for number, face in enumerate(data.lfw_subset()):
         kind = folder / "labelled" / ("face" if number < 100 else "other")
         kind.mkdir(parents=True, exist_ok=True)
         Image.fromarray((face * 255).astype(np.uint8)).save(kind / f"{number:03d}.png")
+
+
+def crop_of(image, rng):
+    """A quarter or so of a photograph, 160 x 120."""
+    left, top = rng.integers(image.width - 240 + 1), rng.integers(image.height - 180 + 1)
+    return image.crop((left, top, left + 240, top + 180)).resize((160, 120))
 
 
 def make_mixed(photos: Path, folder: Path) -> None:

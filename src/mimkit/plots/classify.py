@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SHOWN = 30  # classes of a confusion matrix, and rows of a table of classes
+LEVEL = 36  # letters of all class names up to which they stand level below a confusion matrix
 COUNTED = 16  # classes up to which the cells of a confusion matrix hold numbers
 
 
@@ -56,8 +57,12 @@ def confusion_matrix(counts: np.ndarray, classes: Sequence[str], title: str = ""
     figure = _figure(side + 0.9, side)
     axes = figure.subplots()
     drawn = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    level = len(names) * max(map(len, names)) <= LEVEL
     axes.set_xticks(
-        range(len(names)), [short(name, 110, start=True) for name in names], rotation=90, fontsize=8
+        range(len(names)),
+        [short(name, 110, start=True) for name in names],
+        rotation=0 if level else 90,
+        fontsize=8,
     )
     axes.set_yticks(range(len(names)), [short(name, 110, start=True) for name in names], fontsize=8)
     axes.tick_params(colors=MUTED, length=0)
@@ -75,7 +80,8 @@ def confusion_matrix(counts: np.ndarray, classes: Sequence[str], title: str = ""
         if len(shown) < len(classes)
         else ""
     )
-    head(axes, title + note)
+    right = f"{int(np.trace(counts))} of {int(counts.sum())} right"
+    head(axes, (f"{title}: {right}" if title else right) + note)
     return figure
 
 

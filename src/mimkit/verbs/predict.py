@@ -114,4 +114,5 @@ def _draw(found: Predictions, images: Source, opened: Opened, runner: Runner) ->
     for batch in Runner(opened.recipe, chunk=len(ids)).batches(images, ids):
         if len(batch.ids):
             predictions = opened.task.predict(runner.prepare(batch))
-            plots.save(opened.task.draw(batch, predictions), found.sheet)
+            names = [images.key(id) for id in batch.ids.tolist()]
+            plots.save(opened.task.draw(batch, predictions, names), found.sheet)
