@@ -2,7 +2,8 @@
 
 The opponent of `mcmae_step`, written as the authors describe it and under the published names: every position of
 stages 1 and 2 is computed, hidden or not, norms permute the map back and forth, fusion convolves whole maps, the
-decoder answers every unit. Attention runs through torch's fused kernel, so that the race is about the convolutional front alone.
+decoder answers every unit. Attention runs through torch's fused kernel, so that the race is about the convolutional
+front alone.
 """
 
 import torch
