@@ -4,7 +4,8 @@
 it printed into the fenced block below, with the exit code where that is not 0. All commands of all pages run in page
 order in one scratch folder with images made from those of scikit-image (`make_images`), so a page may use a run that an
 earlier page made. The pictures that a page shows are copied to docs/pictures. `--benchmarks FILE` fills the table of
-benchmarks.md from the JSON of `python -m benchmarks --json FILE` instead, `--transfer FILE` that of results.md.
+benchmarks.md from the JSON of `python -m benchmarks --json FILE` instead, `--transfer FILE` and `--comparison FILE`
+those of results.md.
 """
 
 import argparse
@@ -30,6 +31,16 @@ ORDER += [f"verbs/{verb}.md" for verb in ("finetune", "evaluate", "predict", "em
 ORDER += ["concepts/weights.md", "verbs/plan.md", "verbs/report.md", "verbs/models.md", "verbs/recipes.md"]
 ORDER += ["verbs/convert.md", "verbs/export.md", "gallery.md"]
 BLOCK = re.compile(r"(<!-- output of: (?P<command>.+?) -->\n)```\w*\n.*?```\n", re.S)
+COMPARISON = """## And for fine-tuning?
+
+`mae_tiny` on 32-pixel images, pre-trained without labels on those photographs and on the training images of CIFAR-10,
+and the same network with random weights, compared by [`mimkit compare`](verbs/compare.md) at three shares of the labels.
+`make test-slow ARGS='-s tests/runs/test_comparison.py'` prints it.
+
+```text
+{table}
+```
+"""
 PHOTOS = [
     "astronaut",
     "chelsea",
@@ -50,6 +61,7 @@ def main() -> None:
     parser.add_argument("pages", nargs="*", default=ORDER, help="pages to fill, such as verbs/models.md")
     parser.add_argument("--benchmarks", type=Path, help="JSON rows of python -m benchmarks")
     parser.add_argument("--transfer", type=Path, help="what tests/runs/test_transfer.py printed")
+    parser.add_argument("--comparison", type=Path, help="what tests/runs/test_comparison.py printed")
     arguments = parser.parse_args()
     if arguments.benchmarks:
         rows = json.loads(arguments.benchmarks.read_text())
@@ -60,6 +72,14 @@ def main() -> None:
         if printed is None:
             sys.exit(f"{arguments.transfer} holds no table of test_transfer.py; run pytest with -s.")
         replace_between(DOCS / "results.md", "transfer table", f"```text\n{printed[0]}\n```\n")
+        return
+    if arguments.comparison:
+        printed = re.search(
+            r"^Accuracy in % on .+\n(?:.+\n)+?Fine-tuned, .+", arguments.comparison.read_text(), re.M
+        )
+        if printed is None:
+            sys.exit(f"{arguments.comparison} holds no table of test_comparison.py; run pytest with -s.")
+        replace_between(DOCS / "results.md", "comparison", COMPARISON.format(table=printed[0]))
         return
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
