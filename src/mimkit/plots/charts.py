@@ -165,14 +165,12 @@ def _tip(one: Heads, place: int, what: str, value: float, unit: str) -> str:
     return f"{one.model}, layer {place + 1}{what}: {value:.4g} {unit}".rstrip()
 
 
-def number_layers(axes: "Axes", count: int, both: bool = False) -> None:
+def number_layers(axes: "Axes", count: int) -> None:
     """Ticks at whole layers, not more than fit."""
     step = max(1, -(-count // 12))
     ticks = [1, *range(step, count + 1, step)] if step > 1 else list(range(1, count + 1))
     axes.set_xticks(ticks)
     axes.set_xlim(0.4, count + 0.6)
-    if both:
-        axes.set_yticks(ticks)
 
 
 def heat_maps(name: str, title: str, maps: Sequence[HeatMap], low: float = 0.0) -> Chart:
