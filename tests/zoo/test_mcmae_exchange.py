@@ -199,3 +199,9 @@ def test_a_second_version_of_the_model_is_refused(tmp_path: Path) -> None:
     )
     with pytest.raises(DataError, match="ConvMAE-v2, another model than MCMAE"):
         mimkit.load(tmp_path / "v2.pth")
+
+
+@pytest.mark.parametrize("form", DENSE)
+def test_pre_training_takes_no_form_for_dense_features(form: str) -> None:
+    with pytest.raises(UserError, match=rf"encoder\.form={form}: .* pre-train with form=classifier"):
+        build.method(recipes.resolve("mcmae_base", [*RECIPE, f"encoder.form={form}"]))

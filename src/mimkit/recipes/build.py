@@ -87,6 +87,12 @@ def method(recipe: Recipe) -> Method:
     """The pre-training model of `recipe`, its weights drawn from `train.seed`."""
     torch.manual_seed(recipe.train.seed)
     part = recipe.pretraining
+    form = getattr(recipe.encoder, "form", "classifier")
+    if form != "classifier":
+        raise UserError(
+            f"encoder.form={form}: such an encoder cannot leave hidden units out; pre-train with form=classifier, "
+            "whose weights start every form (encoder.init=)."
+        )
     backbone = encoder(recipe)
     rule = part.mask
     return methods.build(

@@ -28,7 +28,10 @@ from mimkit.zoo.weights import Weights
 
 log = logging.getLogger(__name__)
 
-WITH_DECODER = "mae_pretrain_vit_*_full.pth (normalised pixels) or mae_visualize_vit_*.pth (raw pixels)"
+WITH_DECODER = (
+    "mae_pretrain_vit_*_full.pth (normalised pixels), mae_visualize_vit_*.pth (raw pixels) and the checkpoints that "
+    "MCMAE's own training leaves"
+)
 
 
 @dataclass(frozen=True)

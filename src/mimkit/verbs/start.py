@@ -159,8 +159,10 @@ def _check_same(
         return  # the same sizes by another name: what differs shows when the tensors are compared
     if hybrid and ours.startswith("mcmae"):
         return  # shapes do not tell heads; what differs shows there too
-    fitting = f"{re.split('_vit_|_mcmae_', recipe.name)[0]}_{theirs}"
-    name = fitting if fitting in load.names() else f"{source} encoder.name={theirs}"
+    kind = re.split("_vit_|_mcmae_", recipe.name)[0]  # finetune, linear_probe
+    fitting, same = f"{kind}_{theirs}", hybrid == ours.startswith("mcmae")
+    base = source if same else f"{kind}_{'mcmae' if hybrid else 'vit'}_base"
+    name = fitting if fitting in load.names() else f"{base} encoder.name={theirs}"
     held = variant(*size) if size else theirs
     raise DataError(
         f"{init} holds an encoder {held}, and the recipe {recipe.name} builds {ours}; "
