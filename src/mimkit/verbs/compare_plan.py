@@ -19,7 +19,7 @@ from mimkit.verbs.describe import recipe_of, says
 from mimkit.verbs.files import write_json
 from mimkit.verbs.labels import labelled_sets
 from mimkit.verbs.models import is_vit, open_model
-from mimkit.verbs.start import OF_THE_WEIGHTS, RANDOM
+from mimkit.verbs.start import OF_THE_WEIGHTS, RANDOM, knows
 from mimkit.zoo.load import read_strictly
 from mimkit.zoo.source import open_source
 
@@ -43,7 +43,8 @@ class Start:
 
     def settings(self) -> list[str]:
         """What of a training recipe belongs to these weights, as overrides."""
-        values = {key: _value(self.model, key) for key in ("encoder.name", *OF_THE_WEIGHTS)}
+        keys = [key for key in ("encoder.name", *OF_THE_WEIGHTS) if knows(self.model, key)]
+        values = {key: _value(self.model, key) for key in keys}
         own = [says(key, value) for key, value in values.items() if value is not None]
         return own if self.init is None else [*own, f"encoder.init={self.init}"]
 

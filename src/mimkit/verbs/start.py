@@ -110,12 +110,11 @@ def _says(recipe: Recipe, init: str, weights: Weights, source: str | Path) -> li
     described = recipe_of(init, weights, reading.tensors)
     _check_same(recipe, described, init, reading.tensors, source)
     own = recipe.data.channels
-    other_images = own is not None and own != described.data.channels
-    keys = [
-        key
-        for key in OF_THE_WEIGHTS
-        if _knows(recipe, key) and not (other_images and key in ("data.channels", "data.mean", "data.std"))
-    ]
+    kept: tuple[str, ...] = ()
+    if own is not None and own != described.data.channels:  # other images
+        kept = ("data.channels", "data.mean", "data.std")
+    known = [key for key in OF_THE_WEIGHTS if knows(recipe, key) and knows(described, key)]
+    keys = [key for key in known if key not in kept]
     return [says(key, _value(described, key)) for key in keys if _value(described, key) is not None]
 
 
@@ -135,7 +134,7 @@ def _says_of_timm(recipe: Recipe, weights: Weights) -> list[str]:
     ]
 
 
-def _knows(recipe: Recipe, key: str) -> bool:
+def knows(recipe: Recipe, key: str) -> bool:
     """Whether the recipe has such a field: a hybrid encoder has no class token, and its patch is fixed."""
     part, name = key.split(".")
     return name in type(getattr(recipe, part)).model_fields
