@@ -19,6 +19,7 @@ VERBS = (
     "demo",
     "embed",
     "evaluate",
+    "feature_maps",
     "export",
     "finetune",
     "launch",

@@ -163,6 +163,22 @@ def reconstruct(
     return draw(model, path, Path(out), ratios, images)
 
 
+def feature_maps(
+    models: Sequence[str | Path],
+    path: str | Path | None = None,
+    out: str | Path = "features.png",
+    images: int = 8,
+) -> Path:
+    """Draw the feature maps of whole images, level by level, a model beside the other (MCMAE, figure 5); returns the
+    picture. Colours are the three leading principal components of each level.
+
+    models: as for `embed`. path: images; None takes those that the first run was trained on. images: rows.
+    """
+    from mimkit.verbs.look import feature_maps as draw
+
+    return draw(models, path, Path(out), images)
+
+
 def probe(model: str | Path, overrides: Sequence[str] = (), json: str | Path | None = None) -> "ProbeTable":
     """kNN and linear probe of frozen features beside the same encoder with random weights; `data.path=` names the set.
 

@@ -25,12 +25,19 @@ def test_the_loss_falls_below_what_zeros_would_reach(run: Path) -> None:
     assert rows(run)[-1]["trivial/model"] < rows(run)[-1]["trivial/zero"]
 
 
-def test_a_run_goes_on_and_is_looked_at(run: Path, faces: Path, tmp_path: Path) -> None:
+def test_a_run_goes_on_and_is_looked_at(
+    run: Path, faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     step = rows(run)[-1]["step"]
     mimkit.pretrain(run, ["train.epochs=5"], resume=True)
     assert rows(run)[-1]["step"] > step
     mimkit.reconstruct(run, out=tmp_path / "picture.png", ratios=(0.5,))
     assert (tmp_path / "picture.png").stat().st_size > 1000
+    where = [str(run), str(faces), "--features", "--beside", "random:vit_tiny", "--images", "2"]
+    code, _ = answer(capsys, "reconstruct", *where, "--out", str(tmp_path / "maps.png"))
+    assert code == 0 and (tmp_path / "maps.png").stat().st_size > 1000
+    code, error = answer(capsys, "reconstruct", str(run), "--beside", "random:vit_tiny")
+    assert code == 2 and "add --features" in error
     mimkit.embed(run, faces, tmp_path / "faces.npy")
     assert np.load(tmp_path / "faces.npy").shape[1] == 192
 

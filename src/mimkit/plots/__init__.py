@@ -32,7 +32,7 @@ from mimkit.plots.classify import (
 )
 from mimkit.plots.curves import ProbeCurve, loss_curve, probe_bars, probe_layers
 from mimkit.plots.files import save, save_svg, svg, with_tips
-from mimkit.plots.images import Views, contact_sheet, reconstruction, reconstruction_grid, rgb
+from mimkit.plots.images import Views, contact_sheet, feature_maps, reconstruction, reconstruction_grid, rgb
 from mimkit.plots.run import Panel, is_loss_part, panel_figure, run_panels, run_report
 from mimkit.plots.sheets import Sheet, heat, sheet_figure
 
@@ -53,6 +53,7 @@ __all__ = [
     "class_table",
     "confusion_matrix",
     "contact_sheet",
+    "feature_maps",
     "head_dots",
     "heat",
     "heat_maps",

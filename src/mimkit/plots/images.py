@@ -69,6 +69,22 @@ def reconstruction_grid(
     return _sheet(columns, names, title, channels)
 
 
+def feature_maps(
+    original: np.ndarray, maps: Sequence[tuple[str, np.ndarray]], names: Sequence[str] = (), title: str = ""
+) -> "Figure":
+    """A row per image (B, H, W, C): the image, then the colours (B, h, w, 3) in 0..1 of each labelled feature map,
+    every position as large as the pixels it stands for.
+    """
+    height, width = original.shape[1:3]
+    columns = [("original", np.stack([rgb(image) for image in original]))]
+    for label, colours in maps:
+        down, right = (
+            np.arange(n) * m // n for n, m in zip((height, width), colours.shape[1:3], strict=True)
+        )
+        columns.append((label, colours[:, down][:, :, right]))
+    return _sheet(columns, names, title, None)
+
+
 def contact_sheet(
     images: Sequence[np.ndarray],
     names: Sequence[str],

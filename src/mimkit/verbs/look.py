@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from mimkit import plots
+from mimkit.analysis.pca import pca_rgb
 from mimkit.analysis.probe import ProbeTable
 from mimkit.analysis.probe import probe as probe_features
 from mimkit.data.batch import Batch
@@ -51,6 +52,26 @@ def reconstruct(
         watch.views(recipe, one, f"{ratio:.0%} hidden") for one, ratio in zip(shown, ratios, strict=True)
     ]
     return plots.save(plots.reconstruction_grid(watch.originals(recipe, batch), panels, names, title), out)
+
+
+@torch.no_grad()
+def feature_maps(models: Sequence[str | Path], path: str | Path | None, out: Path, images: int) -> Path:
+    """See `mimkit.api.feature_maps`."""
+    device = devices.choose_device("auto")
+    maps, pictures, names = [], [], []
+    for model in models:
+        opened = open_model(model, () if path is None else (f"data.path={path}",))
+        source = build.source(opened.recipe)
+        batch = watch.fixed_batch(opened.recipe, source, images, device)
+        pictures.append(watch.originals(opened.recipe, batch))
+        names = [source.key(int(i)) for i in batch.ids]
+        encoder = opened.encoder.to(device)
+        for level, features in zip(encoder.levels, encoder(batch.images).levels, strict=True):
+            label = f"{Path(opened.label).name}, stride {level.stride[0]}"
+            maps.append((label, pca_rgb(features.float()).rgb.cpu().numpy()))
+    return plots.save(
+        plots.feature_maps(pictures[0], maps, names, "Feature maps, coloured by their PCA"), out
+    )
 
 
 def probe(model: str | Path, overrides: Sequence[str], out: Path | None) -> ProbeTable:
