@@ -214,7 +214,7 @@ def test_a_key_that_is_near_none_gets_the_list_of_its_section() -> None:
     [line] = faults("mae_tiny", "log.qqqq=1")
     assert (
         line
-        == "log.qqqq: there is no such key. log has: every, samples_every, evaluate_every, writers, probe."
+        == "log.qqqq: there is no such key. log has: every, samples_every, evaluate_every, writers, channels, probe."
     )
 
 

@@ -165,12 +165,13 @@ def mistakes(
     names: Sequence[str],
     title: str = "",
     columns: int = 6,
+    channels: tuple[int, ...] | None = None,
 ) -> "Figure":
     """Images (H, W, C) in 0..1 of any sizes, below each what it is, what it was taken for, and its name."""
     columns = max(1, min(columns, len(images)))
     cell = max(112, cell_size(max(max(image.shape[:2]) for image in images), columns))
     figure, place = canvas(columns, -(-len(images) // columns), (cell, cell), title, below=50)
-    for index, image in enumerate(fitted(images)):
+    for index, image in enumerate(fitted(images, channels)):
         axes = place(index % columns, index // columns)
         show_image(axes, image, cell)
         lines = (

@@ -199,7 +199,19 @@ def settle_data(recipe: Recipe, images: Source) -> Recipe:
         filled["workers"] = default_workers(torch.cuda.is_available())
     if part.channels is None or part.mean is None or part.std is None:
         filled |= _measured(recipe, images)
-    return recipe.model_copy(update={"data": part.model_copy(update=filled)})
+    settled = part.model_copy(update=filled)
+    _check_shown(recipe.log.channels, settled.channels)
+    return recipe.model_copy(update={"data": settled})
+
+
+def _check_shown(shown: tuple[int, ...] | None, channels: int | None) -> None:
+    """Before the first step, not at the first picture. Raises UserError."""
+    if shown is None or channels is None:
+        return
+    if len(shown) not in (1, 3) or max(shown) >= channels:
+        raise UserError(
+            f"log.channels: {list(shown)} given; allowed: one or three channels from 0 to {channels - 1}."
+        )
 
 
 def _measured(recipe: Recipe, images: Source) -> dict[str, object]:

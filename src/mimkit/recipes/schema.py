@@ -196,6 +196,9 @@ class Log(Part):
     """Epochs between evaluations of a task on its held-out images; the end is always evaluated."""
     writers: tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...] = ("tensorboard",)
     """Where the metrics go besides metrics.jsonl."""
+    channels: tuple[Annotated[int, Field(ge=0)], ...] | None = None
+    """Channels of the images that pictures show as red, green and blue, or one as grey, counted from 0. None: the first
+    three."""
     probe: Probe | None = None
     """Probe of the frozen features on labelled images."""
 

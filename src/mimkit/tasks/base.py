@@ -65,10 +65,16 @@ class Task(nn.Module, ABC, Generic[P]):
         """A new, empty measure of predictions of this task."""
 
     @abstractmethod
-    def draw(self, batch: Batch, predictions: P, names: Sequence[str] = ()) -> "Figure":
+    def draw(
+        self,
+        batch: Batch,
+        predictions: P,
+        names: Sequence[str] = (),
+        channels: tuple[int, ...] | None = None,
+    ) -> "Figure":
         """A picture of predictions beside the images of a batch as it was loaded, before normalising.
 
-        names: what to write below each image besides.
+        names: what to write below each image besides. channels: those shown as red, green, blue; None: the first three.
         """
 
     def after_step(self, step: int) -> None:

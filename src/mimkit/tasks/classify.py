@@ -106,7 +106,13 @@ class Classifier(Task[ClassPredictions]):
     def metric(self) -> ClassMetric:
         return ClassMetric(self.classes)
 
-    def draw(self, batch: Batch, predictions: ClassPredictions, names: Sequence[str] = ()) -> "Figure":
+    def draw(
+        self,
+        batch: Batch,
+        predictions: ClassPredictions,
+        names: Sequence[str] = (),
+        channels: tuple[int, ...] | None = None,
+    ) -> "Figure":
         """A contact sheet: the images with "truth: guess, confidence" (or the guess alone) below."""
         scale = FULL_SCALE.get(batch.images.dtype, 1.0)
         images = [image.permute(1, 2, 0).float().div(scale).cpu().numpy() for image in batch.images]
@@ -117,7 +123,7 @@ class Classifier(Task[ClassPredictions]):
             said = [f"{truth}: {guess}" for truth, guess in zip(truths, said, strict=True)]
         if names:
             said = [f"{name}: {guess}" for name, guess in zip(names, said, strict=True)]
-        return plots.contact_sheet(images, said)
+        return plots.contact_sheet(images, said, channels=channels)
 
     def train(self, mode: bool = True) -> "Classifier":
         """A probe's encoder stays in evaluation mode, and so do batch norms whose weights are frozen: what does not

@@ -157,6 +157,7 @@ def _worst_mistakes(worst: Sequence[Mistake], metric: ClassMetric, images: Sourc
         [f"{names[mistake.predicted]} {mistake.confidence:.0%}" for mistake in worst],
         [images.key(mistake.id) for mistake in worst],
         f"The {len(worst)} mistakes that {Path(opened.label).name} is surest of (black: the label, orange: the answer)",
+        channels=opened.recipe.log.channels,
     )
 
 

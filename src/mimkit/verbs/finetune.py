@@ -159,5 +159,6 @@ class _Pictures:
         (batch,) = eval_batches(self.val, part.size, part.channels, len(ids), ids=ids)
         if len(batch.ids):
             predictions = module.predict(prepare(batch, self.device, part.mean, part.std))
-            plots.save(module.draw(batch, predictions), self.folder / f"step-{step:07}.png")
+            figure = module.draw(batch, predictions, channels=self.recipe.log.channels)
+            plots.save(figure, self.folder / f"step-{step:07}.png")
         return {}

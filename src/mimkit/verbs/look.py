@@ -51,7 +51,10 @@ def reconstruct(
     panels = [
         watch.views(recipe, one, f"{ratio:.0%} hidden") for one, ratio in zip(shown, ratios, strict=True)
     ]
-    return plots.save(plots.reconstruction_grid(watch.originals(recipe, batch), panels, names, title), out)
+    figure = plots.reconstruction_grid(
+        watch.originals(recipe, batch), panels, names, title, recipe.log.channels
+    )
+    return plots.save(figure, out)
 
 
 @torch.no_grad()
@@ -124,4 +127,5 @@ def contact_sheet(source: str | Path, overrides: Sequence[str], out: Path, image
     shown = denormalise(batch.images, part.mean, part.std)
     title = f"{len(shown)} crops of {part.size[0]} x {part.size[1]} from {source_.name}"
     names = [source_.key(id) for id in batch.ids.tolist()]
-    return plots.save(plots.contact_sheet(list(shown.permute(0, 2, 3, 1).numpy()), names, title), out)
+    pictures = list(shown.permute(0, 2, 3, 1).numpy())
+    return plots.save(plots.contact_sheet(pictures, names, title, channels=recipe.log.channels), out)

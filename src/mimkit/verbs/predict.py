@@ -115,4 +115,5 @@ def _draw(found: Predictions, images: Source, opened: Opened, runner: Runner) ->
         if len(batch.ids):
             predictions = opened.task.predict(runner.prepare(batch))
             names = [images.key(id) for id in batch.ids.tolist()]
-            plots.save(opened.task.draw(batch, predictions, names), found.sheet)
+            figure = opened.task.draw(batch, predictions, names, opened.recipe.log.channels)
+            plots.save(figure, found.sheet)

@@ -152,7 +152,11 @@ def draw(recipe: Recipe, shown: Reconstruction, names: list[str], title: str, pa
     """Write the picture of one reconstruction: original, masked, prediction (two panels for normalised targets)."""
     share = shown.hidden.float().mean().item()
     figure = plots.reconstruction(
-        _pixels(recipe, shown.original), views(recipe, shown, f"{share:.0%} hidden"), names, title
+        _pixels(recipe, shown.original),
+        views(recipe, shown, f"{share:.0%} hidden"),
+        names,
+        title,
+        recipe.log.channels,
     )
     return plots.save(figure, path)
 
