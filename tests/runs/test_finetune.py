@@ -189,7 +189,7 @@ def test_a_changed_class_is_noticed_on_resuming(faces: Path, tmp_path: Path) -> 
             2,
             "task.blocks",
         ),
-        (["finetune", "{faces}", "--resume"], 2, "recipe.yaml"),
+        (["finetune", "{faces}", "--resume"], 2, "no run folder"),
         (["evaluate", "nowhere"], 2, "nowhere"),
         (["evaluate", "random:vit_tiny", "data.path={faces}"], 2, "mimkit finetune"),
         (["predict", "random:vit_tiny", "{faces}"], 2, "mimkit finetune"),
