@@ -81,6 +81,8 @@ def test_a_sink_of_attention_takes_the_place_of_what_rests_on_it() -> None:
 def test_collapse_names_its_layers() -> None:
     found = rules([layer(i, nmi=0.01 if i in (3, 4) else 0.3) for i in range(L)])
     assert "layers 4, 5" in found["collapse"].text
+    found = rules([layer(i, nmi=0.01 if i != 2 else 0.3) for i in range(L)])
+    assert f"layers 1, 2, 4 to {L} all" in found["collapse"].text
 
 
 def test_when_no_rule_fires_that_is_said() -> None:

@@ -229,9 +229,21 @@ def _collapse(curves: _Curves) -> Finding | None:
     if not fallen:
         return None
     least = float(curves.nmi.min())
-    where = f"layers {', '.join(map(str, fallen))}" if len(fallen) > 1 else f"layer {fallen[0]}"
+    where = f"layers {_spans(fallen)}" if len(fallen) > 1 else f"layer {fallen[0]}"
     text = f"collapse: in {where} all queries look nearly alike (mutual information down to {least:.3f})"
     return Finding("collapse", text, {"least": least, "layers": float(len(fallen))})
+
+
+def _spans(numbers: Sequence[int]) -> str:
+    """Ascending numbers, three and more neighbours joined: [1, 2, 3, 6, 7] is "1 to 3, 6, 7"."""
+    spans: list[list[int]] = []
+    for number in numbers:
+        if spans and number == spans[-1][-1] + 1:
+            spans[-1].append(number)
+        else:
+            spans.append([number])
+    said = (f"{span[0]} to {span[-1]}" if len(span) > 2 else ", ".join(map(str, span)) for span in spans)
+    return ", ".join(said)
 
 
 def compare(a: AttentionStatistics, b: AttentionStatistics, seed: int = 0) -> Finding:
