@@ -46,7 +46,7 @@ def test_quick_rows_have_the_agreed_form(tmp_path: Path, capsys: pytest.CaptureF
             },
         ),
         ("embed", {"time"}),
-        ("onnx", {"time", "peak_memory"}),
+        pytest.param("onnx", {"time", "peak_memory"}, marks=pytest.mark.slow),
     ],
 )
 def test_a_model_and_its_counterpart_compute_the_same_and_are_timed(
@@ -141,6 +141,7 @@ def test_half_of_the_hidden_patches_are_decoded_and_the_visible_ones_are_those_o
         assert set(half.predict[image].tolist()) <= set(whole.decoded[image].tolist())
 
 
+@pytest.mark.slow
 def test_looking_at_attention_is_raced_against_a_plain_forward_pass(tmp_path: Path) -> None:
     file = tmp_path / "rows.json"
     assert (

@@ -49,7 +49,7 @@ def test_the_tiny_encoder_learns_to_tell_faces(faces: Path, tmp_path: Path) -> N
     assert sorted(path.name for path in (run / "samples").iterdir()) == ["step-0000030.png"]
 
 
-@pytest.mark.parametrize(("workers", "processes"), [(1, 1), (0, 2)])
+@pytest.mark.parametrize(("workers", "processes"), [(1, 1), pytest.param(0, 2, marks=pytest.mark.slow)])
 def test_a_killed_run_continues_to_the_same_bits(
     workers: int, processes: int, faces: Path, tmp_path: Path
 ) -> None:
@@ -71,6 +71,7 @@ def test_a_killed_run_continues_to_the_same_bits(
         assert (killed / last).read_bytes() == (whole / last).read_bytes()
 
 
+@pytest.mark.slow  # pre-training holds the same engine to it in every run of the tests
 def test_two_processes_equal_one_with_the_same_micro_batches(faces: Path, tmp_path: Path) -> None:
     settings = ("train.epochs=2", "train.micro_batch=16", "task.balance=true")
     one, two = tmp_path / "one", tmp_path / "two"
