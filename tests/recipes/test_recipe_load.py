@@ -384,6 +384,19 @@ def test_the_linear_probe_follows_the_released_code(size: str, epochs: int) -> N
     assert (task.mixup, task.cutmix, task.randaugment, task.erasing) == (0, 0, None, 0)
 
 
+@pytest.mark.parametrize("size", ["small", "base", "base_star", "large", "huge"])
+def test_mcmaes_linear_probe_is_that_of_the_base_size_for_every_size(size: str) -> None:
+    recipe = load.resolve(f"linear_probe_mcmae_{size}")
+    part = recipe.optimiser
+    assert (part.name, part.base_lr, part.momentum, part.trust) == ("lars", 0.1, 0.9, 0.001)
+    assert (part.weight_decay, part.layer_decay, recipe.encoder.drop_path) == (0, None, 0)
+    assert (recipe.schedule.warmup_epochs, recipe.schedule.min_lr) == (10, 0)
+    assert (recipe.encoder.name, recipe.train.epochs, recipe.train.batch_size) == (f"mcmae_{size}", 90, 4096)
+    task = recipe.tuning
+    assert (task.head, task.pooling, task.smoothing, task.crop) == ("probe", "mean", 0, "clipped")
+    assert (recipe.data.size, recipe.data.crop_scale) == ((224, 224), (0.08, 1.0))
+
+
 def test_training_from_scratch_follows_table_11() -> None:
     recipe = load.resolve("scratch_vit_base")
     part = recipe.optimiser
