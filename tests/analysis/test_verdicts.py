@@ -85,6 +85,13 @@ def test_collapse_names_its_layers() -> None:
     assert f"layers 1, 2, 4 to {L} all" in found["collapse"].text
 
 
+def test_diversity_is_not_called_kept_where_attention_has_collapsed() -> None:
+    low = rules([layer(i, nmi=0.01 if i < 4 else 0.3) for i in range(L)])
+    assert {"collapse", "diversity_kept"} <= set(low)
+    high = rules([layer(i, nmi=0.01 if i == 9 else 0.3) for i in range(L)])
+    assert "collapse" in high and "diversity_kept" not in high
+
+
 def test_when_no_rule_fires_that_is_said() -> None:
     kl = [1.0] * 8 + [0.4, 1, 1, 1]  # neither lost nor kept
     rising = [layer(i, 0.6 + 0.02 * i, np.linspace(0.78, 0.8, H), kl[i]) for i in range(L)]

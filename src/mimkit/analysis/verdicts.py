@@ -18,6 +18,7 @@ from mimkit.errors import UserError
 
 BAND = (10.0, 20.0)  # px at 192: AvgDist of the best fine-tuning (figure 2)
 RESAMPLES = 200
+COLLAPSED = 0.05  # mutual information of query and key below which all queries look nearly alike
 
 
 @dataclass(frozen=True)
@@ -180,8 +181,8 @@ def _diversity(curves: _Curves) -> Finding | None:
         )
         return Finding("diversity_lost", text, {"layers": lost, "fall": fall}, "supervised models, figure 4")
     least, middle = float(known[-curves.third :].min()), float(np.median(known))
-    if least < 0.5 * middle:
-        return None
+    if least < 0.5 * middle or float(curves.nmi[-curves.third :].min()) < COLLAPSED:
+        return None  # heads that ignore their query keep nothing, however much they differ
     text = (
         f"head diversity is kept: KL between heads in the last third is at least {least:.2f} nats, "
         f"{least / middle:.2f} of the median over layers"
@@ -225,7 +226,7 @@ def _trust(curves: _Curves) -> Finding | None:
 
 
 def _collapse(curves: _Curves) -> Finding | None:
-    fallen = [i + 1 for i, value in enumerate(curves.nmi.tolist()) if value < 0.05]
+    fallen = [i + 1 for i, value in enumerate(curves.nmi.tolist()) if value < COLLAPSED]
     if not fallen:
         return None
     least = float(curves.nmi.min())
