@@ -6,7 +6,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from small_runs import arguments, losses, mimkit, rows, start, wait_for_rows
+from small_runs import answer, arguments, losses, mimkit, rows, start, wait_for_rows
 
 EPOCHS = "train.epochs=6"  # 18 steps of 16 of the 48 images
 
@@ -120,3 +120,21 @@ def test_changed_images_are_refused(few: Path, tmp_path: Path) -> None:
         assert refused.returncode in (2, 3)
         assert "data" in refused.stderr and "Traceback" not in refused.stderr
         assert (run / "recipe.yaml").read_bytes() == kept  # else no later attempt could go on
+
+
+def test_a_run_that_is_being_trained_is_left_alone(
+    few: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    process = start(*arguments(few, run, "train.epochs=400", "data.workers=1"))
+    wait_for_rows(run, 2, process)
+    sentence = f"{run} is being trained by process {process.pid}; wait until"
+    code, error = answer(capsys, "pretrain", str(run), "--resume")
+    assert code == 2 and sentence in error
+    second = mimkit("pretrain", str(run), "--resume", processes=2, timeout=60)  # neither waits for the other
+    assert second.returncode != 0 and sentence in second.stderr and "fault in mimkit" not in second.stderr
+    assert process.poll() is None
+    process.kill()  # its loader's workers outlive it for some seconds
+    process.wait()
+    code, error = answer(capsys, "pretrain", str(run), "--resume", "train.epochs=3")
+    assert code == 0, error

@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 
 import torch
 
-from mimkit.engine import checkpoint, run_folder
+from mimkit.engine import checkpoint, run_folder, run_lock
 from mimkit.engine.processes import ALONE
 from mimkit.errors import Interrupted, MimkitError, UserError, nearest
 from mimkit.recipes import build, load
@@ -210,11 +210,12 @@ def _run_of(
     build.source(recipe) if verb == "pretrain" else labelled_sets(recipe)
     recipe, folder = training.name_run(recipe, ALONE)
     run_folder.claim(folder, resume)
-    if not resume:
-        with writing(folder / load.RUN_RECIPE) as file:
-            file.write(load.dump(recipe))
-    elif checkpoint.saved(folder):
-        training.check_unchanged(folder, recipe)
+    with run_lock.hold(folder):
+        if not resume:
+            with writing(folder / load.RUN_RECIPE) as file:
+                file.write(load.dump(recipe))
+        elif checkpoint.saved(folder):
+            training.check_unchanged(folder, recipe)
     return recipe, folder
 
 

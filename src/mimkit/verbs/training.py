@@ -10,7 +10,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,7 @@ from mimkit.data.batch import Batch
 from mimkit.data.loader import TrainData, check_batch, train_batches
 from mimkit.data.sampling import steps_per_epoch
 from mimkit.data.sources import Source
-from mimkit.engine import checkpoint, devices, processes, run_folder, schedule
+from mimkit.engine import checkpoint, devices, processes, run_folder, run_lock, schedule
 from mimkit.engine.command import resume_command
 from mimkit.engine.loop import fit
 from mimkit.engine.options import About, FitOptions
@@ -117,16 +117,21 @@ def _no_run(source: str | Path) -> str:
 
 @contextmanager
 def place_of(recipe: Recipe, resume: bool) -> Iterator[tuple[Recipe, Place]]:
-    """Join the other processes, name the run and claim its folder; what is logged inside goes to its log too."""
+    """Join the other processes, name the run, claim its folder and lock it; what is logged inside goes to its log too."""
     device = devices.choose_device(recipe.train.device)
     precision = devices.choose_precision(recipe.train.precision, device)
-    with processes.start(device) as here:
+    with processes.start(device) as here, ExitStack() as stack:
         recipe, folder = name_run(recipe, here)
-        here.from_first(lambda: run_folder.claim(folder, resume))
+
+        def enter() -> bool:
+            run_folder.claim(folder, resume)
+            stack.enter_context(run_lock.hold(folder))
+            stack.enter_context(run_folder.log_file(folder))
+            return bool(checkpoint.saved(folder))
+
+        begun = here.from_first(enter)
         # without a checkpoint it begins: data are measured and weights loaded as for a new run
-        resume = resume and here.from_first(lambda: bool(checkpoint.saved(folder)))
-        with run_folder.log_file(folder) if here.first else nullcontext():
-            yield recipe, Place(folder, resume, device, here, precision)
+        yield recipe, Place(folder, resume and begun, device, here, precision)
 
 
 def settle(recipe: Recipe, images: Source, place: Place) -> Recipe:
