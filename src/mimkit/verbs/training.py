@@ -117,7 +117,7 @@ def _no_run(source: str | Path) -> str:
 
 @contextmanager
 def place_of(recipe: Recipe, resume: bool) -> Iterator[tuple[Recipe, Place]]:
-    """Join the other processes, name the run, claim its folder and lock it; what is logged inside goes to its log too."""
+    """Join the other processes, name the run, claim and lock its folder; what is logged inside goes to its log too."""
     device = devices.choose_device(recipe.train.device)
     precision = devices.choose_precision(recipe.train.precision, device)
     with processes.start(device) as here, ExitStack() as stack:
