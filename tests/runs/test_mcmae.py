@@ -1,5 +1,6 @@
 """MCMAE as a person uses it: photographs in, a run, resumed, pictures, a probe, a classifier."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +49,17 @@ def test_the_encoder_is_fine_tuned_and_probed(run: Path, faces: Path, tmp_path: 
         where = [f"encoder.init={run}", f"data.path={faces}", f"train.run={tmp_path / recipe}"]
         mimkit.finetune(recipe, [*where, *small, "log.writers=[]"])
         assert (tmp_path / recipe / "metrics.jsonl").exists()
+
+
+def test_the_run_is_compared_with_random_weights(
+    run: Path, faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    where = [str(run), f"data.path={faces}", "--out", str(tmp_path / "out"), "--seeds", "1", "--shares", "1"]
+    short = ["data.workers=0", "train.epochs=1", "schedule.warmup_epochs=0"]
+    code, error = answer(capsys, "compare", "--inits", "random", *where, *short)
+    assert code == 0 and "recipe finetune_mcmae_tiny for all of them" in error
+    table = json.loads((tmp_path / "out" / "compare.json").read_text())["table"]
+    assert {row["use"] for row in table} == {"knn", "linear", "finetune"} and len(table) == 6
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,22 @@ def test_several_encoders_have_a_baseline_each(tuned: Path, faces: Path, tmp_pat
     assert encoders == ["vit:48x3x3", "vit_tiny"] * 2
 
 
+def test_a_hybrid_encoder_and_a_plain_one_share_a_recipe_that_both_can_have(
+    tuned: Path, faces: Path, tmp_path: Path
+) -> None:
+    own = "random:mcmae:16-24-48x1-1-2x3"
+    for starts, recipe in (
+        ([tuned, "random:mcmae_tiny"], "finetune_mcmae_tiny"),
+        ([own], "finetune_mcmae_base"),
+        ([tuned], "finetune_vit_base"),
+    ):
+        made = make_plan(starts, [f"data.path={faces}", "data.size=32"], tmp_path, 1, (1.0,), None)
+        assert made.recipe == recipe
+        recipes = [made.recipe_of(start) for start in made.starts]
+        assert [r.encoder.name for r in recipes] == [start.model.encoder.name for start in made.starts]
+        assert len({r.optimiser.model_dump_json() for r in recipes}) == 1
+
+
 def test_all_starts_train_the_same_way(tuned: Path, faces: Path, tmp_path: Path) -> None:
     made = plan(["random", str(tuned), "random:vit_tiny"], faces, tmp_path)
     recipes = [made.recipe_of(start, *made.course(start, 0.05)) for start in made.starts]

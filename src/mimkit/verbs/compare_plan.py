@@ -14,6 +14,7 @@ from mimkit.data.classes import labels_of, share_of
 from mimkit.data.sources import Source
 from mimkit.errors import UserError
 from mimkit.recipes import load
+from mimkit.recipes.model_parts import HybridEncoder
 from mimkit.recipes.schema import Recipe
 from mimkit.verbs.describe import recipe_of, says
 from mimkit.verbs.files import write_json
@@ -27,7 +28,8 @@ log = logging.getLogger(__name__)
 
 BASELINE, TIMM = "random", "timm:"
 SETTINGS = "settings.json"
-DEFAULT_RECIPE = "finetune_vit_base"
+DEFAULT_RECIPE, DEFAULT_HYBRID_RECIPE = "finetune_vit_base", "finetune_mcmae_base"
+KIND = ("encoder.name", "encoder.patch", "encoder.kernel", "data.size")  # what has a baseline of its own
 
 
 @dataclass(frozen=True)
@@ -205,7 +207,7 @@ def _baselines(loaded: Sequence[Start]) -> list[Start]:
     kinds: dict[tuple[Any, ...], Start] = {}
     for start in loaded:
         if start.init is not None:
-            kind = tuple(_value(start.model, key) for key in ("encoder.name", "encoder.patch", "data.size"))
+            kind = tuple(_value(start.model, key) for key in KIND)
             kinds.setdefault(kind, start)
     many = len(kinds) > 1
     return [
@@ -215,9 +217,14 @@ def _baselines(loaded: Sequence[Start]) -> list[Start]:
 
 
 def _recipe_for(starts: Sequence[Start]) -> str:
-    """The fine-tuning recipe of the first encoder that has one; one for all, so that settings are equal."""
-    names = [f"finetune_{start.model.encoder.name}" for start in starts]
-    return next((name for name in names if name in load.names()), DEFAULT_RECIPE)
+    """The fine-tuning recipe of the first encoder that has one; one for all, so that settings are equal.
+
+    Where hybrid encoders are among the starts it is one of theirs: a plain ViT's names a patch, which they do not have.
+    """
+    hybrid = [start for start in starts if isinstance(start.model.encoder, HybridEncoder)]
+    names = [f"finetune_{start.model.encoder.name}" for start in hybrid or starts]
+    usual = DEFAULT_HYBRID_RECIPE if hybrid else DEFAULT_RECIPE
+    return next((name for name in names if name in load.names()), usual)
 
 
 def _labels(train: Source, shares: Sequence[float]) -> dict[float, int]:
@@ -236,5 +243,6 @@ def _labels(train: Source, shares: Sequence[float]) -> dict[float, int]:
 
 
 def _value(recipe: Recipe, key: str) -> Any:
+    """A field of the recipe; None where encoders of its kind have no such field."""
     part, name = key.split(".")
-    return getattr(getattr(recipe, part), name)
+    return getattr(getattr(recipe, part), name, None)
