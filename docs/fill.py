@@ -41,6 +41,10 @@ labels. `make test-slow ARGS='-s tests/runs/test_comparison.py'` prints it.
 {table}
 ```
 """
+TRANSFER = {  # block of results.md -> first line and rows of what test_transfer.py printed for it
+    "transfer table": (r"mae_tiny, \d+ epochs on .+", r"(?:knn|linear) .+±.+"),
+    "mcmae transfer table": (r"\d+ epochs on .+", r"(?:mae|mcmae)_tiny +(?:knn|linear) .+±.+"),
+}
 PHOTOS = [
     "astronaut",
     "chelsea",
@@ -68,10 +72,7 @@ def main() -> None:
         replace_between(DOCS / "benchmarks.md", "benchmark table", benchmark_table(rows))
         return
     if arguments.transfer:
-        printed = re.search(r"^mae_tiny, .+(?:\n(?:knn|linear) .+)+", arguments.transfer.read_text(), re.M)
-        if printed is None:
-            sys.exit(f"{arguments.transfer} holds no table of test_transfer.py; run pytest with -s.")
-        replace_between(DOCS / "results.md", "transfer table", f"```text\n{printed[0]}\n```\n")
+        fill_transfer(arguments.transfer)
         return
     if arguments.comparison:
         printed = re.search(
@@ -88,6 +89,23 @@ def main() -> None:
             path = DOCS / page
             path.write_text(BLOCK.sub(lambda found: filled(found, scratch), path.read_text()))
             take_pictures(path.read_text(), scratch)
+
+
+def fill_transfer(printed: Path) -> None:
+    """Write each table of test_transfer.py that the file holds into its own block; others keep what they have."""
+    lines = [line.rstrip() for line in printed.read_text().splitlines()]
+    tables = {name: table_of(lines, *patterns) for name, patterns in TRANSFER.items()}
+    if not any(tables.values()):
+        sys.exit(f"{printed} holds no table of test_transfer.py; run pytest with -s.")
+    for name, table in tables.items():
+        if table:
+            replace_between(DOCS / "results.md", name, "\n".join(["```text", *table, "```\n"]))
+
+
+def table_of(lines: list[str], first: str, row: str) -> list[str]:
+    """The line that is `first` and the rows, which come as runs end, with what those log in between."""
+    found = [line for line in lines if re.fullmatch(first, line)][:1]
+    return found and [*found, *(line for line in lines if re.fullmatch(row, line))]
 
 
 def filled(found: re.Match[str], scratch: Path) -> str:

@@ -75,19 +75,43 @@ def test_the_citation_file_can_be_read() -> None:
     assert all(reference["title"] and reference["authors"] for reference in citation["references"])
 
 
-def _scale() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("scale", ROOT / "docs" / "scale.py")
+def _docs(script: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(script, ROOT / "docs" / f"{script}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules["scale"] = module  # where dataclasses look for their module
+    sys.modules[script] = module  # where dataclasses look for their module
     spec.loader.exec_module(module)
     return module
 
 
 def test_the_tables_of_the_page_on_scale_are_what_its_arithmetic_gives() -> None:
-    scale = _scale()
+    scale = _docs("scale")
     page = scale.PAGE.read_text()
     assert scale.filled(page, scale.Machine()) == page
+
+
+HOW = "60 epochs on imagenet_samples; 5000 images of cifar10, 5-fold; accuracy in %, mean ± std of seeds"
+ALONE = [f"mae_tiny, {HOW}", "knn     trained   33.7 ± 1.5   best layer [6, 9, 12]"]
+BESIDE = [HOW, "mae_tiny   knn     trained   33.7 ± 1.5", "mcmae_tiny linear  random    41.0 ± 0.2"]
+
+
+@pytest.mark.parametrize("printed", [ALONE, BESIDE, ALONE + BESIDE])
+def test_a_table_of_transfer_fills_its_own_block_and_leaves_the_other(
+    printed: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What runs log between the rows is left out."""
+    fill = _docs("fill")
+    monkeypatch.setattr(fill, "DOCS", tmp_path)
+    markers = [f"<!-- begin: {name} -->\nold\n<!-- end: {name} -->\n" for name in fill.TRANSFER]
+    (tmp_path / "results.md").write_text("".join(markers))
+    (tmp_path / "printed.log").write_text(
+        "collected 1 item\n\n" + "\nstep 5/6  loss 1.2\n".join(printed) + "\n.\n"
+    )
+    fill.fill_transfer(tmp_path / "printed.log")
+    page = (tmp_path / "results.md").read_text()
+    for lines, marker in zip((ALONE, BESIDE), markers, strict=True):
+        inside = set(lines) <= set(printed)
+        assert (marker in page) == (not inside) and ("\n".join(lines) in page) == inside
 
 
 @pytest.mark.slow
@@ -98,7 +122,7 @@ def test_the_models_of_the_page_on_scale_cost_what_is_counted(number: int) -> No
     from mimkit.analysis import cost
     from mimkit.recipes import build
 
-    said = _scale().MODELS[number]
+    said = _docs("scale").MODELS[number]
     kept = []
     for checkpointing in ("false", "true"):
         recipe = load.resolve(said.name, ["data.channels=3", f"encoder.checkpointing={checkpointing}"])
