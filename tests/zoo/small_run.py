@@ -60,8 +60,8 @@ def small_task(folder: Path, *overrides: str) -> tuple[Path, Task]:
     task = build.task(recipe, CLASSES).eval()
     for parameter in task.parameters():
         parameter.data.normal_(std=0.2)
-    for buffer in task.buffers():
-        if buffer.is_floating_point():
+    for name, buffer in task.named_buffers():
+        if buffer.is_floating_point() and name in task.state_dict():  # others are computed
             buffer.uniform_(0.5, 1.5)
     folder.mkdir(parents=True)
     (folder / "recipe.yaml").write_text(load.dump(recipe))

@@ -97,6 +97,8 @@ class Encoder(nn.Module):
     """Channels of the images."""
     heads: tuple[str, ...] = ()
     """Modules by name that published files hold besides the encoder: the classification heads of foreign networks."""
+    stem: str | None = None
+    """The kernel by name that sees the channels of the images, where a foreign network has its own name for it."""
     depth: int
     """Number of layers that `forward(layers=...)` can return, counted from 1."""
     ends_raw: bool = False

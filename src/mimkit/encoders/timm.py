@@ -92,6 +92,15 @@ class TimmEncoder(Encoder):
         self.prefix_tokens = int(getattr(model, "num_prefix_tokens", 0))
         heads = model.pretrained_cfg.get("classifier") or ()
         self.heads = tuple(f"model.{name}" for name in ([heads] if isinstance(heads, str) else heads))
+        first = model.pretrained_cfg.get("first_conv")
+        self.stem = f"model.{first}.weight" if isinstance(first, str) else None
+
+    @property
+    def grid(self) -> tuple[int, ...] | None:
+        """(h, w) of the position table, None where the model has none of that kind."""
+        table = getattr(self.model, "pos_embed", None)
+        grid = getattr(getattr(self.model, "patch_embed", None), "grid_size", None)
+        return tuple(grid) if isinstance(table, Tensor) and table.ndim == 3 and grid else None
 
     def forward(
         self,

@@ -135,7 +135,7 @@ def _around(weights: Weights, tensors: Mapping[str, Tensor], say: Say) -> list[s
         settings.append(says("method.multi_scale", "fusion.down.0.weight" in tensors))
     if is_classifier(tensors):
         settings += [
-            says("task.pooling", "mean" if "fc_norm.weight" in tensors else "cls"),
+            says("task.pooling", "mean" if "fc_norm.weight" in tensors else weights.pooling or "cls"),
             says("task.head", "probe" if PROBE_HEAD in tensors else "linear"),
         ]
     return settings

@@ -115,7 +115,7 @@ def _of_run(text: str) -> Weights:
     """The weights that stand for a run: its moving average where it keeps one."""
     opened = open_model(text)
     subject = _subject(opened, True)
-    described = from_recipe(opened.recipe.model_dump(mode="json"), list(subject.classes))
+    described = from_recipe(opened.recipe.model_dump(mode="json"), subject.tensors, list(subject.classes))
     return Weights(subject.tensors, Path(text).name, **described)
 
 

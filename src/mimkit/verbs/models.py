@@ -17,6 +17,8 @@ from mimkit.recipes import build, load
 from mimkit.recipes.schema import Recipe
 from mimkit.tasks import Task
 from mimkit.verbs.describe import base_of, model_of, recipe_of, says, statistics
+from mimkit.verbs.foreign import open_foreign
+from mimkit.zoo.foreign import as_probe
 from mimkit.zoo.likeness import size_of
 from mimkit.zoo.load import load as fill
 from mimkit.zoo.load import read_strictly
@@ -148,18 +150,11 @@ def _usual_size(name: str) -> list[str]:
 
 def _foreign(text: str, weights: Weights, overrides: Sequence[str]) -> Model:
     """A model of timm's, computed by timm."""
-    settings = [says("encoder.name", f"timm:{weights.architecture}"), says("data.channels", 3)]
-    if weights.size:
-        settings += [
-            says("data.size", weights.size),
-            says("encoder.patch", 1),
-        ]  # any size; timm knows its patch
-    settings += statistics(text, 3, weights.mean, weights.std)
-    recipe = load.resolve("mae_base", [*settings, *overrides])
-    encoder = build.encoder(recipe)
-    report = fill(encoder, weights)
+    recipe, model, report = open_foreign(text, weights, overrides)
     log.info("%s", report)
-    return Model(text, recipe, encoder.eval(), report=report)
+    if isinstance(model, Task):
+        return Model(text, recipe, model.encoder, report=report, task=model.eval())
+    return Model(text, recipe, model.eval(), report=report)
 
 
 def _from_file(text: str, overrides: Sequence[str]) -> Model:
@@ -167,6 +162,7 @@ def _from_file(text: str, overrides: Sequence[str]) -> Model:
     weights = open_source(text)
     if weights.architecture and not is_vit(weights):
         return _foreign(text, weights, overrides)
+    weights = as_probe(weights)
     _, reading = read_strictly(weights)
     recipe = recipe_of(text, weights, reading.tensors, overrides)
     _check_form(weights, recipe, form_of(reading.tensors))

@@ -21,6 +21,7 @@ from mimkit.errors import DataError, UserError
 from mimkit.recipes import load
 from mimkit.recipes.schema import Recipe
 from mimkit.verbs.describe import recipe_of, says, statistics
+from mimkit.verbs.foreign import channels_of
 from mimkit.verbs.training import is_run
 from mimkit.zoo.likeness import size_of, variant
 from mimkit.zoo.load import load as fill
@@ -123,10 +124,9 @@ def _says_of_timm(recipe: Recipe, weights: Weights) -> list[str]:
     said = [says("encoder.patch", 1)]
     if weights.size:
         said.append(says("data.size", list(weights.size)))
-    first = next((tensor for tensor in weights.tensors.values() if tensor.ndim == 4), None)
-    if first is None or recipe.data.channels is not None:
+    if recipe.data.channels is not None:
         return said
-    channels = first.shape[1]
+    channels = channels_of(weights, recipe.encoder.name.removeprefix("timm:"))
     return [
         *said,
         says("data.channels", channels),

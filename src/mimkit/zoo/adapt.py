@@ -67,7 +67,7 @@ def fit_offsets(
 
 def _grid_of(name: str, rows: int, prefix: int, wanted: Grid, file_grid: Grid | None) -> tuple[Grid, int]:
     """(the grid of a file's table, rows in front of its patches)."""
-    for extra in (prefix, 1 - prefix):
+    for extra in (prefix, 1 - prefix) if prefix <= 1 else (prefix,):
         count = rows - extra
         if file_grid is not None and math.prod(file_grid) == count:
             return file_grid, extra

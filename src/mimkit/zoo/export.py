@@ -18,6 +18,7 @@ from mimkit.encoders.vit import VARIANTS, ViT
 from mimkit.errors import UserError
 from mimkit.recipes.schema import Recipe
 from mimkit.version import __version__
+from mimkit.zoo import foreign
 from mimkit.zoo.folders import CONFIG, OWN_FORMAT, OWN_VERSION
 from mimkit.zoo.mae import PUBLISHED
 from mimkit.zoo.rules import write
@@ -110,7 +111,7 @@ def to_timm(subject: Subject) -> Files:
     architecture, arguments = _timm_model(subject)
     tensors = {name: x for name, x in folded(subject).items() if not name.startswith("decoder.")}
     if subject.foreign:
-        published = _with_foreign_head(subject, tensors, architecture, arguments)
+        published, arguments = _foreign_model(subject, tensors, architecture, arguments)
     else:
         published = write(PUBLISHED, tensors)
     (mean, std), size = subject.statistics, list(subject.recipe.data.size)
@@ -147,31 +148,29 @@ def to_timm(subject: Subject) -> Files:
     return Files(published, {CONFIG: config}, use, "timm")
 
 
-def _with_foreign_head(
+def _foreign_model(
     subject: Subject, tensors: Mapping[str, Tensor], architecture: str, arguments: Mapping[str, Any]
-) -> dict[str, Tensor]:
-    """The tensors of one of timm's models by its own names; the head under the name that it has there.
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """(the tensors of one of timm's models by its own names, the arguments with which it answers as this one does).
 
-    Raises UserError where timm's model does not answer as this one does: its head pools or normalises otherwise.
+    Raises UserError where timm's model with a head answers otherwise: it pools or normalises in another way.
     """
-    published = {name.removeprefix("encoder.model."): x for name, x in tensors.items()}
-    if subject.head is None or not subject.encoder.heads:
-        return published
-    own = f"{subject.encoder.heads[0].removeprefix('model.')}."
-    published = {own + n.removeprefix("head.") if n in HEAD_TENSORS else n: x for n, x in published.items()}
-    import timm
-
-    theirs = timm.create_model(architecture, num_classes=len(subject.classes), **arguments).eval()
-    images = torch.randn(2, subject.encoder.channels, *subject.recipe.data.size)
-    try:
-        theirs.load_state_dict(published)
-        with torch.no_grad():
-            answers = theirs(images), subject.head(subject.encoder(images).pooled(subject.pooling))
-    except RuntimeError:
-        answers = None  # tensors without a counterpart
-    if answers is None or not torch.allclose(*answers, atol=1e-4):
-        raise refused("timm", [f"the head of its {architecture} reads other features"], "safetensors", "onnx")
-    return published
+    encoder = {
+        name.removeprefix("encoder.model."): x for name, x in tensors.items() if name.startswith("encoder.")
+    }
+    if subject.head is None:
+        return encoder, dict(arguments)
+    images = foreign.example(subject.encoder.channels, subject.recipe.data.size)
+    with torch.no_grad():
+        ours = subject.head(subject.encoder(images).pooled(subject.pooling))
+    head = {name.removeprefix("head."): x for name, x in tensors.items() if name in HEAD_TENSORS}
+    for more in foreign.POOLINGS[subject.pooling] if len(subject.encoder.heads) == 1 else ():
+        whole = foreign.join_head(encoder, head, subject.encoder.heads[0].removeprefix("model."))
+        given = {**arguments, **more}
+        theirs = foreign.their_logits(architecture, given, whole, len(subject.classes), images)
+        if foreign.alike(ours, theirs):
+            return whole, given
+    raise refused("timm", [f"the head of its {architecture} reads other features"], "safetensors", "onnx")
 
 
 def _timm_model(subject: Subject) -> tuple[str, dict[str, Any]]:

@@ -22,6 +22,7 @@ OWN_FORMAT, OWN_VERSION = "mimkit", 1
 SECTIONS = ("encoder", "method", "task", "data")  # of a recipe, as far as they say what weights are
 PROCESSOR = "preprocessor_config.json"
 WEIGHT_FILES = (MODEL, "pytorch_model.bin")
+POOLINGS = {"avg": "mean", "token": "cls"}  # timm's words -> ours
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 SAFE, PICKLED = "model*.safetensors*", "pytorch_model*.bin*"  # weights in a folder of the hub
 
@@ -92,15 +93,19 @@ def _own(tensors: Mapping[str, Tensor], label: str, config: Mapping[str, Any]) -
             f"{OWN_VERSION}; export it again, or install the mimkit that wrote it."
         )
     recipe = {part: config[part] for part in SECTIONS if isinstance(config.get(part), dict)}
-    return Weights(tensors, label, **from_recipe(recipe, config.get("classes")))
+    return Weights(tensors, label, **from_recipe(recipe, tensors, config.get("classes")))
 
 
-def from_recipe(recipe: Mapping[str, Any], classes: Any = None) -> dict[str, Any]:
-    """What the sections of a recipe of mimkit say, and the classes of a head, as arguments of `Weights`."""
+def from_recipe(
+    recipe: Mapping[str, Any], tensors: Mapping[str, Tensor], classes: Any = None
+) -> dict[str, Any]:
+    """What the sections of a recipe of mimkit say of its tensors, and the classes of a head, as arguments of
+    `Weights`.
+    """
     encoder, method, data = (recipe.get(part) or {} for part in ("encoder", "method", "data"))
     size = _pair(data.get("size"))
     return {
-        "grid": _grid(encoder, size),
+        "grid": _grid(encoder, tensors, size),
         "norm_pix": method.get("norm_pix"),
         "decoder_heads": (method.get("decoder") or {}).get("heads"),
         "size": size,
@@ -111,10 +116,14 @@ def from_recipe(recipe: Mapping[str, Any], classes: Any = None) -> dict[str, Any
     }
 
 
-def _grid(encoder: Mapping[str, Any], size: tuple[int, int] | None) -> tuple[int, ...] | None:
+def _grid(
+    encoder: Mapping[str, Any], tensors: Mapping[str, Tensor], size: tuple[int, int] | None
+) -> tuple[int, ...] | None:
     """The grid of the position table of an encoder for images of `size`."""
-    patch = _pair(encoder.get("patch"))
-    if str(encoder.get("name")).startswith("mcmae"):
+    name, patch = str(encoder.get("name")), _pair(encoder.get("patch"))
+    if name.startswith("timm:"):
+        return _grid_by_kernel(tensors.get("encoder.model.patch_embed.proj.weight"), size)
+    if name.startswith("mcmae"):
         form = FORMS.get(encoder.get("form") or "")
         if table := _pair(encoder.get("table")) or (form and form.table):
             return table
@@ -124,25 +133,30 @@ def _grid(encoder: Mapping[str, Any], size: tuple[int, int] | None) -> tuple[int
     return tuple(-(-side // cell) for side, cell in zip(size, patch, strict=True))
 
 
+def _grid_by_kernel(kernel: Tensor | None, size: tuple[int, int] | None) -> tuple[int, ...] | None:
+    """The grid of patches of one of timm's networks, by the kernel (C_out, C, h, w) that cuts them."""
+    if size is None or kernel is None or kernel.ndim != 4:
+        return None
+    return tuple(side // cell for side, cell in zip(size, kernel.shape[2:], strict=True))
+
+
 def _timm(tensors: Mapping[str, Tensor], label: str, config: Mapping[str, Any]) -> Weights:
     """A folder as timm pushes it to the hub and reads it from `local-dir:`."""
     cfg = config.get("pretrained_cfg") or config
     arguments = config.get("model_args") or {}
     size = _pair(arguments.get("img_size")) or _pair(list(cfg.get("input_size") or ())[1:])
-    kernel = tensors.get("patch_embed.proj.weight")
-    grid = None
-    if size and kernel is not None and kernel.ndim == 4:
-        grid = tuple(side // cell for side, cell in zip(size, kernel.shape[2:], strict=True))
     return Weights(
         tensors,
         label,
-        grid,
+        _grid_by_kernel(tensors.get("patch_embed.proj.weight"), size),
         heads=arguments.get("num_heads"),
         size=size,
         mean=_numbers(cfg.get("mean")),
         std=_numbers(cfg.get("std")),
         architecture=config["architecture"],
+        arguments=arguments,
         classes=_names(config.get("label_names") or cfg.get("label_names")),
+        pooling=POOLINGS.get(str(arguments.get("global_pool") or config.get("global_pool"))),
     )
 
 

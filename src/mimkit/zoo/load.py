@@ -6,6 +6,7 @@ anything. A model is therefore either wholly initialised or untouched.
 """
 
 import logging
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -245,15 +246,16 @@ def _fit(target: nn.Module, weights: Weights, take: Tensors, own: Tensors) -> tu
     """Every tensor in the shape of the model's, and what had to be changed. Raises DataError for other shapes."""
     fitted: Tensors = {}
     changes: list[Change] = []
+    stem = f"encoder.{_encoder(target).stem}"
     for name, tensor in take.items():
         wanted = own[name].shape
         done: list[Change] = []
-        if name.endswith(".pos_embed") and tensor.shape[-1] == wanted[-1]:
-            grid, prefix = _table_of(target, name)
-            tensor, done = fit_table(name, tensor, grid, prefix, weights.grid)
+        place = _table_of(target, name, wanted) if name.endswith(".pos_embed") else None
+        if place is not None and tensor.shape[-1] == wanted[-1]:
+            tensor, done = fit_table(name, tensor, *place, weights.grid)
         elif ".relative." in name and tensor.shape[-1] == wanted[-1]:
             tensor, done = fit_offsets(name, tensor, wanted, weights.grid)
-        elif name.endswith(KERNELS) and tensor.shape[0] == wanted[0]:
+        elif (name.endswith(KERNELS) or name == stem) and tensor.shape[0] == wanted[0]:
             tensor, done = fit_kernel(name, tensor, wanted)
         if tensor.shape != wanted:
             raise DataError(
@@ -265,10 +267,10 @@ def _fit(target: nn.Module, weights: Weights, take: Tensors, own: Tensors) -> tu
     return fitted, changes
 
 
-def _table_of(target: nn.Module, name: str) -> tuple[tuple[int, ...], int]:
-    """(grid, rows in front of it) of the position table `name` of the model."""
+def _table_of(target: nn.Module, name: str, shape: Sequence[int]) -> tuple[tuple[int, ...], int] | None:
+    """(grid, rows in front of it) of the position table `name` of the model, (1, n, C); None where it has no grid."""
     owner: Any = _encoder(target) if name.startswith("encoder.") else target.get_submodule("decoder")
-    return tuple(owner.grid), getattr(owner, "prefix_tokens", 1)  # a decoder's table always has a class row
+    return None if owner.grid is None else (tuple(owner.grid), shape[1] - math.prod(owner.grid))
 
 
 def _notes(target: nn.Module, weights: Weights) -> Iterable[str]:

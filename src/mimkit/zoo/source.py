@@ -53,7 +53,7 @@ def _from_file(path: Path, label: str) -> Weights:
     if recipe := _recipe_of(path):
         state = read_json(path.with_name(STATE)) if path.with_name(STATE).is_file() else {}
         return Weights(
-            tensors, label, **folders.from_recipe(recipe, (state.get("extra") or {}).get("classes"))
+            tensors, label, **folders.from_recipe(recipe, tensors, (state.get("extra") or {}).get("classes"))
         )
     known = [value for start, value in NORM_PIX.items() if path.name.startswith(start)]
     return Weights(tensors, label, norm_pix=next(iter(known), None))

@@ -14,7 +14,8 @@ class Weights:
     The rest is None where nothing says. grid: (h, w) of the position table. norm_pix: whether a decoder among them
     predicts normalised pixels. eps: of the layer norms. heads, decoder_heads: of the attention, which shapes do not
     tell. size: (h, w) of the images in pixels. mean, std: per channel, how they were normalised. architecture: timm's
-    name of the model. classes: of a classification head, in its order.
+    name of the model, and the arguments it was built with. classes: of a classification head, in its order. pooling:
+    "mean" or "cls", what a head reads.
 
     recipe: the sections `encoder`, `method` or `task`, and `data` of a recipe of mimkit, {} for foreign files.
     """
@@ -30,5 +31,7 @@ class Weights:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     architecture: str | None = None
+    arguments: Mapping[str, Any] = field(default_factory=dict)
     classes: tuple[str, ...] | None = None
+    pooling: str | None = None
     recipe: Mapping[str, Any] = field(default_factory=dict)
