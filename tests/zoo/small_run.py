@@ -36,8 +36,13 @@ METRICS = {
 }
 
 
-def small_run(folder: Path, *overrides: str, step: int = 3, average: bool = False) -> tuple[Path, Method]:
-    """A finished run in `folder` and its model; every tensor is random, tables too, so that nothing fits by chance."""
+def small_run(
+    folder: Path, *overrides: str, step: int = 3, average: bool = False, bits: int | None = None
+) -> tuple[Path, Method]:
+    """A finished run in `folder` and its model; every tensor is random, tables too, so that nothing fits by chance.
+
+    bits: of its images, as runs write it down; None: as old runs, which did not.
+    """
     recipe = load.resolve("mae_base", [*SMALL, *overrides])
     method = randomised(recipe)
     kept = None
@@ -47,7 +52,8 @@ def small_run(folder: Path, *overrides: str, step: int = 3, average: bool = Fals
             weight.mul_(0.5)
     folder.mkdir(parents=True)
     (folder / "recipe.yaml").write_text(load.dump(recipe))
-    checkpoint.save(folder, checkpoint.State(step=step, images=8 * step), method, average=kept)
+    extra = {} if bits is None else {"bits": bits}
+    checkpoint.save(folder, checkpoint.State(step=step, images=8 * step, extra=extra), method, average=kept)
     rows = [{"step": i + 1, **METRICS} for i in range(step)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder, method

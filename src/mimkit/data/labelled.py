@@ -23,7 +23,7 @@ from mimkit.data.augment import (
     take_view,
 )
 from mimkit.data.batch import Skip
-from mimkit.data.decode import MAX_PIXELS, DecodeError, decode, read_header
+from mimkit.data.decode import MAX_PIXELS, decode
 from mimkit.data.erasing import NOTHING, Erasing, boxes_tensor, erase
 from mimkit.data.loader import (
     Place,
@@ -36,10 +36,10 @@ from mimkit.data.mixing import Mixing
 from mimkit.data.normalise import normalise
 from mimkit.data.randaugment import RandAugment
 from mimkit.data.sources import Source
+from mimkit.data.stats import deepest
 from mimkit.errors import UserError
 
 FINETUNE_SCALE = (0.08, 1.0)
-LOOKED_AT = 16  # pictures whose depth is looked at before anything starts
 CROPS = ("resized", "clipped")
 
 
@@ -163,21 +163,13 @@ class FinetuneData:
 
 
 def check_depth(source: Source) -> None:
-    """Raises UserError when pictures of more than 8 bits are among a few of `source`, which RandAugment cannot take.
-
-    Headers alone are read, of LOOKED_AT pictures spread over the whole; those that cannot be read are passed over.
-    """
-    for place in sorted(set(np.linspace(0, len(source) - 1, LOOKED_AT).astype(int).tolist())):
-        data, key = source.read(place), source.key(place)
-        try:
-            bits = 8 * data.itemsize if isinstance(data, np.ndarray) else read_header(data, key).bits
-        except DecodeError:
-            continue
-        if bits > 8:
-            raise UserError(
-                f"RandAugment works on pictures of 8 bits, and {key!r} of {source.name} has {bits}; leave it out with "
-                "task.randaugment=null."
-            )
+    """Raises UserError when pictures of more than 8 bits are among a few of `source`, which RandAugment cannot take."""
+    bits, key = deepest(source)
+    if bits > 8:
+        raise UserError(
+            f"RandAugment works on pictures of 8 bits, and {key!r} of {source.name} has {bits}; leave it out with "
+            "task.randaugment=null."
+        )
 
 
 def prepare_training(

@@ -12,6 +12,7 @@ from functools import partial
 import numpy as np
 
 from mimkit.data.decode import DecodeError, decode
+from mimkit.data.header import read_header
 from mimkit.data.sampling import epoch_order
 from mimkit.data.sources import Source
 from mimkit.data.workers import chunks, ordered_map
@@ -20,6 +21,7 @@ from mimkit.errors import DataError
 ENOUGH = (256, 256)  # pictures are decoded no smaller than this: crops are not seen larger either
 FULL_SCALE = {np.dtype(np.uint8): 255.0, np.dtype(np.uint16): 65535.0, np.dtype(np.float32): 1.0}
 BITS = {np.dtype(np.uint8): 8, np.dtype(np.uint16): 16, np.dtype(np.float32): 32}
+LOOKED_AT = 16  # pictures whose depth is looked at before anything starts
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,28 @@ class Moments:
     mean: np.ndarray
     square: np.ndarray
     bits: int
+
+
+def deepest(source: Source) -> tuple[int, str]:
+    """(bits per channel, key) of the deepest of a few pictures of `source`: 8, 16, or 32 for floats.
+
+    Headers alone are read, of LOOKED_AT pictures spread over the whole; those that cannot be read are passed over.
+    """
+    found = [(8, source.key(0))]
+    for place in sorted(set(np.linspace(0, len(source) - 1, LOOKED_AT).astype(int).tolist())):
+        key = source.key(place)
+        try:
+            found.append((_depth(source.read(place), key), key))
+        except DecodeError:
+            continue
+    return max(found, key=lambda one: one[0])
+
+
+def _depth(data: bytes | np.ndarray, key: str) -> int:
+    if isinstance(data, np.ndarray):
+        return BITS.get(data.dtype, 32)
+    bits = read_header(data, key).bits
+    return 8 if bits <= 8 else 16 if bits <= 16 else 32
 
 
 def channel_stats(

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from mimkit.data.augment import evaluation_size
 from mimkit.encoders import Encoder
 from mimkit.engine import checkpoint
 from mimkit.engine.run_folder import METRICS, read_rows
@@ -92,7 +93,7 @@ def convert(file: str | Path, out: str | Path, to: str = "mimkit") -> Exported:
         return Exported(target, (target.name,), notes=notes, report=report)
     encoder = model if isinstance(model, Encoder) else model.encoder
     classes = model.classes if isinstance(model, Classifier) else ()
-    subject = Subject(reading.tensors, encoder, recipe, classes)
+    subject = Subject(reading.tensors, encoder, recipe, classes, bits=weights.bits)
     notes = tuple(f"Set aside: {', '.join(names)}: {why}." for why, names in reading.aside.items())
     facts = Facts(target.name, notes=(f"Converted from {weights.label}.", *notes))
     return _write(subject, "safetensors", target, facts, report)
@@ -137,14 +138,17 @@ def _plain(value: object) -> str:
 def _subject(opened: Model, decoder: bool) -> Subject:
     """A model as what is exported; its decoder where that was trained and is wanted, its head where it has one."""
     encoder, recipe = opened.encoder, opened.recipe
+    own = {f"encoder.{name}": tensor for name, tensor in encoder.cpu().state_dict().items()}
+    covered = evaluation_size(recipe.data.size)
+    subject = Subject(own, encoder, recipe, bits=opened.bits, covered=covered)
     if isinstance(opened.task, Classifier):
         task = opened.task.cpu()
         head = nn.Sequential(task.fc_norm, task.head)
-        return Subject(task.state_dict(), encoder, recipe, task.classes, head, task.pooling)
+        own = task.state_dict()
+        return replace(subject, tensors=own, classes=task.classes, head=head, pooling=task.pooling)
     if decoder and opened.method is not None and opened.decoder is None:
-        return Subject(opened.method.cpu().state_dict(), encoder, recipe)
-    own = {f"encoder.{name}": tensor for name, tensor in encoder.cpu().state_dict().items()}
-    return Subject(own, encoder, recipe)
+        return replace(subject, tensors=opened.method.cpu().state_dict())
+    return subject
 
 
 def _write(

@@ -39,7 +39,7 @@ WITH_DECODER = (
 @dataclass(frozen=True)
 class Model:
     """An encoder, the recipe that describes it and the images it expects, and what was trained around it: the method,
-    or the task that it was fine-tuned for.
+    or the task that it was fine-tuned for. bits: of those images, 8, 16, or 32 for floats; None where nothing says.
 
     decoder: None when the method's decoder was trained, else a sentence that says why there is none to look at.
     step: finished optimiser steps of a run, None for a file. report: what was loaded, and how.
@@ -53,6 +53,7 @@ class Model:
     step: int | None = None
     report: LoadReport | None = None
     task: Task | None = None
+    bits: int | None = None
 
 
 def open_model(model: str | Path, overrides: Sequence[str] = ()) -> Model:
@@ -92,7 +93,9 @@ def _from_run(run: Path, overrides: Sequence[str]) -> Model:
     report = LoadReport(
         str(folder), "mimkit", tuple(model.state_dict()), norm_pix=norm_pix, notes=tuple(notes)
     )
-    opened = Model(str(run), recipe, model.encoder.eval(), step=state.step, report=report)
+    opened = Model(
+        str(run), recipe, model.encoder.eval(), step=state.step, report=report, bits=state.extra.get("bits")
+    )
     if isinstance(model, Task):
         return replace(opened, task=model.eval(), decoder="it was fine-tuned, and has none any more")
     untrained = f"{folder} was saved before the first step" if state.step == 0 else None
@@ -169,12 +172,11 @@ def _from_file(text: str, overrides: Sequence[str]) -> Model:
     model = model_of(recipe, weights, reading.tensors).eval()
     report = fill(model, weights)
     log.info("%s", report)
-    alone = f"{weights.label} holds an encoder alone"
-    if isinstance(model, Encoder):
-        return Model(text, recipe, model, decoder=alone, report=report)
+    opened = Model(text, recipe, model if isinstance(model, Encoder) else model.encoder, report=report)
+    opened = replace(opened, bits=weights.bits, decoder=f"{weights.label} holds an encoder alone")
     if isinstance(model, Task):
-        return Model(text, recipe, model.encoder, decoder=alone, report=report, task=model)
-    return Model(text, recipe, model.encoder, model, None, report=report)
+        return replace(opened, task=model)
+    return opened if isinstance(model, Encoder) else replace(opened, method=model, decoder=None)
 
 
 def _check_form(weights: Weights, recipe: Recipe, made: str | None) -> None:

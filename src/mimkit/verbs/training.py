@@ -23,6 +23,7 @@ from mimkit.data.batch import Batch
 from mimkit.data.loader import TrainData, check_batch, train_batches
 from mimkit.data.sampling import steps_per_epoch
 from mimkit.data.sources import Source
+from mimkit.data.stats import deepest
 from mimkit.engine import checkpoint, devices, processes, run_folder, run_lock, schedule
 from mimkit.engine.command import resume_command
 from mimkit.engine.loop import fit
@@ -287,9 +288,12 @@ def _batches(
 
 
 def _about(recipe: Recipe, model: Method | Task, images: Source, extra: Mapping[str, Any]) -> About:
-    """What a checkpoint says of itself: the statistics to normalise by, and what the verb adds."""
+    """What a checkpoint says of itself: the statistics to normalise by, the depth of the images (8, 16, or 32 bits for
+    floats), and what the verb adds.
+    """
     part = recipe.data
     facts = {"mean": part.mean, "std": part.std, "channels": part.channels, "encoder": recipe.encoder.name}
+    facts["bits"] = deepest(images)[0]
     return About(
         recipe=hashlib.blake2b(load.dump(recipe).encode(), digest_size=16).hexdigest(),
         data=images.digest(),

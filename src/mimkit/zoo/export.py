@@ -25,7 +25,6 @@ from mimkit.zoo.rules import write
 
 FORMATS = ("safetensors", "timm", "hf", "onnx")
 HEAD_TENSORS = ("head.weight", "head.bias")
-RESIZE = 0.875  # of an image that is kept in evaluation: 224 of 256 pixels
 TIMM_ARCHITECTURES = {  # timm's name for each variant; another patch is an argument there
     name: f"{name}_patch{row.patch}_224" for name, row in VARIANTS.items()
 }
@@ -36,7 +35,9 @@ class Subject:
     """What is exported. tensors: by our names (`encoder.`, `decoder.`, `fc_norm.`, `head.`), as far as they go.
 
     recipe: its sections encoder, method, task and data say how they are computed. classes: of a head, in its order.
-    head: pooled features (B, C) to logits; pooling: "mean" or "cls", what it reads.
+    head: pooled features (B, C) to logits; pooling: "mean" or "cls", what it reads. bits: of the images, 8, 16, or 32
+    for floats; None where nobody knows. covered: (h, w) in pixels that evaluation resizes an image to before it cuts
+    out the centre; None: it is cut as it is.
     """
 
     tensors: Mapping[str, Tensor]
@@ -45,6 +46,8 @@ class Subject:
     classes: tuple[str, ...] = ()
     head: nn.Module | None = None
     pooling: str = "mean"
+    bits: int | None = None
+    covered: tuple[int, int] | None = None
 
     def has(self, part: str) -> bool:
         """Whether there are tensors of `part`: "decoder", "fc_norm", "head"."""
@@ -81,6 +84,7 @@ def to_safetensors(subject: Subject) -> Files:
     """Our own names and a config.json that `mimkit.load` reads; everything can be expressed."""
     dumped = subject.recipe.model_dump(mode="json")
     data = {key: dumped["data"][key] for key in ("size", "channels", "mean", "std")}
+    data |= {} if subject.bits is None else {"bits": subject.bits}
     encoder = {key: value for key, value in dumped["encoder"].items() if key != "init"}
     config = {
         "format": OWN_FORMAT,
@@ -122,7 +126,7 @@ def to_timm(subject: Subject) -> Files:
         "mean": mean,
         "std": std,
         "interpolation": "bicubic",
-        "crop_pct": RESIZE,
+        "crop_pct": round(size[0] / subject.covered[0], 3) if subject.covered else 1.0,
         "fixed_input_size": "img_size" in arguments,
     }
     if isinstance(subject.encoder, ViT):

@@ -112,6 +112,7 @@ def from_recipe(
         "mean": _numbers(data.get("mean")),
         "std": _numbers(data.get("std")),
         "classes": _names(classes),
+        "bits": data.get("bits"),
         "recipe": {part: recipe.get(part) or {} for part in SECTIONS} if encoder.get("name") else {},
     }
 
@@ -181,7 +182,16 @@ def _hub(tensors: Mapping[str, Tensor], label: str, config: Mapping[str, Any], f
         _numbers(processor.get("image_mean")),
         _numbers(processor.get("image_std")),
         classes=_labels(config.get("id2label") or {}),
+        bits=_depth(processor),
     )
+
+
+def _depth(processor: Mapping[str, Any]) -> int | None:
+    """Bits of the images that an image processor of transformers brings to 0..1; 32 where it takes them as they are."""
+    if not processor.get("do_rescale", True):
+        return 32
+    factor = processor.get("rescale_factor")
+    return None if not factor else {255: 8, 65535: 16}.get(round(1 / factor))
 
 
 def _pair(value: Any) -> tuple[int, int] | None:

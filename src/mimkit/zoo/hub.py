@@ -3,6 +3,7 @@
 The names are those of the hub's files, which transformers 4 and 5 both read. transformers itself is not needed.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from mimkit.encoders.vit import ViT
@@ -12,6 +13,7 @@ from mimkit.zoo.mae import HUB
 from mimkit.zoo.rules import write
 
 BICUBIC = 3  # Pillow's number
+FULL_SCALE = {8: 255, 16: 65535}  # by bits; floats are taken as they are
 
 
 def to_hub(subject: Subject) -> Files:
@@ -83,7 +85,7 @@ def _hub_notes(subject: Subject) -> list[str]:
         notes.append(
             "transformers normalises targets without the floor `method.min_std`, so its loss differs."
         )
-    return notes
+    return [*notes, *_processor_notes(subject)]
 
 
 def _vit_config(encoder: ViT, subject: Subject) -> dict[str, Any]:
@@ -126,15 +128,64 @@ def _labels(classes: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _processor(subject: Subject) -> dict[str, Any]:
-    (mean, std), (height, width) = subject.statistics, subject.recipe.data.size
+    """What the image processor does before the model: what evaluation here does, as far as it can be said there.
+
+    Of its processors the one of BiT resizes the shorter side, cuts the centre out and normalises; a square needs that.
+    """
+    (mean, std), size = subject.statistics, _sides(subject.recipe.data.size)
+    full, covered = FULL_SCALE.get(subject.bits or 8), None if _stretches(subject) else subject.covered
     return {
-        "image_processor_type": "ViTImageProcessor",
+        "image_processor_type": "BitImageProcessor",
+        "do_convert_rgb": _converts(subject),
         "do_resize": True,
-        "size": {"height": height, "width": width},
+        "size": {"shortest_edge": covered[0]} if covered else size,
         "resample": BICUBIC,
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
+        "do_center_crop": covered is not None,
+        "crop_size": size,
+        "do_rescale": full is not None,
+        "rescale_factor": 1 / (full or 1),
         "do_normalize": True,
         "image_mean": mean,
         "image_std": std,
     }
+
+
+def _sides(size: Sequence[int]) -> dict[str, int]:
+    return {"height": size[0], "width": size[1]}
+
+
+def _stretches(subject: Subject) -> bool:
+    """Whether the processor brings images to their size without regard to their shape."""
+    height, width = subject.recipe.data.size
+    return height != width
+
+
+def _converts(subject: Subject) -> bool:
+    """Whether the processor makes RGB of grey images and of palettes, as decoding does here."""
+    return subject.encoder.channels == 3 and subject.bits in (None, 8)
+
+
+def _processor_notes(subject: Subject) -> list[str]:
+    """What a user of the image processor has to know: of what it supposes, and of what it cannot do."""
+    notes, channels, bits = [], subject.encoder.channels, subject.bits
+    if bits == 16:
+        notes.append(
+            "The image processor divides by 65535, for images of 16 bits as those of the training; of 8 bits set "
+            "rescale_factor=1/255. Pillow holds 16 bits of one channel alone: give it arrays."
+        )
+    if bits == 32:
+        notes.append(
+            "The image processor takes values as they are stored, floats as those of the training: give it arrays."
+        )
+    if channels != 3:
+        notes.append(
+            f"The image processor neither adds nor drops channels: give it arrays of {channels} channels, with "
+            "input_data_format."
+        )
+    if _stretches(subject):
+        height, width = subject.recipe.data.size
+        notes.append(
+            f"The image processor stretches images to {height} x {width}; mimkit keeps their shape and cuts out the "
+            "centre."
+        )
+    return notes

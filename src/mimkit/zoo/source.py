@@ -52,9 +52,9 @@ def _from_file(path: Path, label: str) -> Weights:
     tensors = read_tensors(path).tensors
     if recipe := _recipe_of(path):
         state = read_json(path.with_name(STATE)) if path.with_name(STATE).is_file() else {}
-        return Weights(
-            tensors, label, **folders.from_recipe(recipe, tensors, (state.get("extra") or {}).get("classes"))
-        )
+        extra = state.get("extra") or {}
+        described = folders.from_recipe(recipe, tensors, extra.get("classes"))
+        return Weights(tensors, label, **described | {"bits": extra.get("bits")})
     known = [value for start, value in NORM_PIX.items() if path.name.startswith(start)]
     return Weights(tensors, label, norm_pix=next(iter(known), None))
 

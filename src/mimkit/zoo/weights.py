@@ -15,7 +15,7 @@ class Weights:
     predicts normalised pixels. eps: of the layer norms. heads, decoder_heads: of the attention, which shapes do not
     tell. size: (h, w) of the images in pixels. mean, std: per channel, how they were normalised. architecture: timm's
     name of the model, and the arguments it was built with. classes: of a classification head, in its order. pooling:
-    "mean" or "cls", what a head reads.
+    "mean" or "cls", what a head reads. bits: of the images, 8, 16, or 32 for floats.
 
     recipe: the sections `encoder`, `method` or `task`, and `data` of a recipe of mimkit, {} for foreign files.
     """
@@ -34,4 +34,5 @@ class Weights:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     classes: tuple[str, ...] | None = None
     pooling: str | None = None
+    bits: int | None = None
     recipe: Mapping[str, Any] = field(default_factory=dict)
