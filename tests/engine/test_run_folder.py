@@ -8,7 +8,7 @@ from torch import nn
 
 from mimkit.engine import checkpoint
 from mimkit.engine.checkpoint import State
-from mimkit.engine.run_folder import FILE_ONLY, JsonLines, claim, log_file, read_rows
+from mimkit.engine.run_folder import FILE_ONLY, JsonLines, claim, log_file, missing, occupied, read_rows
 from mimkit.errors import UserError
 
 
@@ -91,3 +91,34 @@ def test_a_full_disk_while_writing_rows_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="No space left on device; the checkpoints are untouched"):
         lines.append({"step": 1})
     lines.close()
+
+
+def fail_in(run: Path, made: list[Path], *files: str) -> None:
+    with pytest.raises(KeyboardInterrupt), occupied(run, False, made):
+        for name in files:
+            (run / name).parent.mkdir(exist_ok=True)
+            (run / name).touch()
+        raise KeyboardInterrupt
+
+
+def test_a_start_that_fails_takes_the_folders_away_that_it_made(tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "night" / "first"
+    made = missing(run)
+    assert made == [run, run.parent, run.parent.parent]
+    fail_in(run, made, "recipe.yaml", "tensorboard/events", "checkpoints/.writing-step-0")
+    assert not list(tmp_path.iterdir())
+    fail_in(run, made, "recipe.yaml", "somebody else's")
+    assert [path.name for path in run.iterdir()] == ["somebody else's"]
+
+
+def test_a_start_that_fails_leaves_a_folder_that_was_there(tmp_path: Path) -> None:
+    fail_in(tmp_path, missing(tmp_path), "recipe.yaml")
+    assert (tmp_path / "recipe.yaml").exists()
+
+
+def test_a_run_with_a_checkpoint_stays_when_it_fails(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt), occupied(run, False, missing(run)):
+        checkpoint.save(run, State(), nn.Linear(2, 2))
+        raise KeyboardInterrupt
+    assert (run / "checkpoints" / "step-0").is_dir()

@@ -1,5 +1,6 @@
 """What a person does wrong, and the one sentence that answers it."""
 
+import importlib.util
 from pathlib import Path
 
 import numpy as np
@@ -63,7 +64,24 @@ def test_a_mistake_gets_one_sentence(
     given, error = answer(capsys, *(word.format(few=few, empty=tmp_path / "empty") for word in words))
     assert given in (code if isinstance(code, tuple) else (code,)), error
     assert says in error
-    assert not (tmp_path / "runs").exists() or not list((tmp_path / "runs").rglob("step-*"))
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("late", ["encoder.init={few}", "log.writers=[wandb]", "train.batch_size=4096"])
+def test_a_failed_start_leaves_nothing_that_was_not_there(
+    late: str, few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "wandb" else found(name))
+    words = ["pretrain", "mae_tiny", f"data.path={few}", *SMALL, late.format(few=few)]
+    assert answer(capsys, *words)[0] in (2, 3)
+    assert answer(capsys, *words, "train.run=new/run")[0] in (2, 3)
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "mine").mkdir()
+    assert answer(capsys, *words, "train.run=mine")[0] in (2, 3)
+    assert answer(capsys, *words, "train.run=mine/run")[0] in (2, 3)
+    assert not (tmp_path / "mine" / "run").exists() and (tmp_path / "mine").is_dir()
 
 
 def test_a_run_folder_is_never_overwritten(

@@ -2,19 +2,21 @@
 
 recipe.yaml (written by the caller), metrics.jsonl (a row per optimiser step), skipped.jsonl (images that could not be
 read), nonfinite.jsonl (a diary, never cut), log.txt, tensorboard/, checkpoints/, nonfinite/. On resume, rows behind
-the checkpoint are cut, so that the files read as if the run had never been interrupted.
+the checkpoint are cut, so that the files read as if the run had never been interrupted. A start that fails before its
+first checkpoint leaves no folder behind that it has made itself.
 """
 
 import json
 import logging
 import math
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from mimkit.engine import checkpoint
+from mimkit.engine import checkpoint, run_lock
 from mimkit.engine.command import RECIPE, resume_command
 from mimkit.errors import UserError
 
@@ -23,6 +25,37 @@ FILE_ONLY.setLevel(logging.INFO)
 FILE_ONLY.propagate = False
 LOG = "log.txt"
 METRICS, SKIPPED, NONFINITE = "metrics.jsonl", "skipped.jsonl", "nonfinite.jsonl"
+TENSORBOARD = "tensorboard"
+
+
+@contextmanager
+def occupied(run: Path, resume: bool, made: Sequence[Path] = ()) -> Iterator[None]:
+    """While this lasts the folder `run` is claimed and locked, and what mimkit logs goes into it.
+
+    made: `missing(run)` before anything was done. Where an error comes before the first checkpoint, those of them
+    that hold nothing else are taken away again. Raises UserError as `claim` and `run_lock.hold` do.
+    """
+    claim(run, resume)
+    idle = False
+    try:
+        with run_lock.hold(run):
+            try:
+                with log_file(run):
+                    yield
+            except BaseException:
+                idle = run in made and not checkpoint.saved(run)
+                if idle:
+                    _clear(run)
+                raise
+    finally:
+        for folder in made if idle else ():
+            with suppress(OSError):  # something else is in it
+                folder.rmdir()
+
+
+def missing(run: Path) -> list[Path]:
+    """`run` and the folders above it, deepest first, that are not there."""
+    return [folder for folder in (run, *run.parents) if not folder.exists()]
 
 
 def claim(run: Path, resume: bool) -> Path:
@@ -47,6 +80,14 @@ def claim(run: Path, resume: bool) -> Path:
     if not writable:
         raise UserError(f"The run folder {run} cannot be written; choose another with train.run=NAME.")
     return run
+
+
+def _clear(run: Path) -> None:
+    """Take away what a start writes before its first checkpoint."""
+    for name in (LOG, RECIPE, METRICS, SKIPPED, NONFINITE):
+        (run / name).unlink(missing_ok=True)
+    for name in (TENSORBOARD, checkpoint.FOLDER):
+        shutil.rmtree(run / name, ignore_errors=True)
 
 
 def already_there(run: Path) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from mimkit.engine.run_folder import TENSORBOARD
 from mimkit.errors import UserError, nearest
 
 PROJECT = "mimkit"
@@ -60,7 +61,7 @@ class TensorBoard:
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
         self._event, self._summary = Event, Summary
-        self._file = EventFileWriter(str(run / "tensorboard"))
+        self._file = EventFileWriter(str(run / TENSORBOARD))
         self._file.add_event(Event(step=step + 1, session_log=SessionLog(status=SessionLog.START)))
 
     def write(self, step: int, numbers: Mapping[str, float]) -> None:

@@ -208,7 +208,7 @@ def _run_of(
     training.check_source(source, recipe, verb, resume)
     build.check_processes(recipe, world)
     build.source(recipe) if verb == "pretrain" else labelled_sets(recipe)
-    recipe, folder = training.name_run(recipe, ALONE)
+    recipe, folder, _ = training.name_run(recipe, ALONE)
     run_folder.claim(folder, resume)
     with run_lock.hold(folder):
         if not resume:

@@ -24,7 +24,7 @@ from mimkit.data.loader import TrainData, check_batch, train_batches
 from mimkit.data.sampling import steps_per_epoch
 from mimkit.data.sources import Source
 from mimkit.data.stats import deepest
-from mimkit.engine import checkpoint, devices, processes, run_folder, run_lock, schedule
+from mimkit.engine import checkpoint, devices, processes, run_folder, schedule
 from mimkit.engine.command import resume_command
 from mimkit.engine.loop import fit
 from mimkit.engine.options import About, FitOptions
@@ -122,12 +122,10 @@ def place_of(recipe: Recipe, resume: bool) -> Iterator[tuple[Recipe, Place]]:
     device = devices.choose_device(recipe.train.device)
     precision = devices.choose_precision(recipe.train.precision, device)
     with processes.start(device) as here, ExitStack() as stack:
-        recipe, folder = name_run(recipe, here)
+        recipe, folder, made = name_run(recipe, here)
 
         def enter() -> bool:
-            run_folder.claim(folder, resume)
-            stack.enter_context(run_lock.hold(folder))
-            stack.enter_context(run_folder.log_file(folder))
+            stack.enter_context(run_folder.occupied(folder, resume, made))
             return bool(checkpoint.saved(folder))
 
         begun = here.from_first(enter)
@@ -226,26 +224,33 @@ def _keep_recipe(recipe: Recipe, images: Source, folder: Path) -> None:
         file.write(load.dump(recipe))
 
 
-def name_run(recipe: Recipe, here: Processes) -> tuple[Recipe, Path]:
-    """The run folder, the same for all processes: the recipe's, or runs/<recipe>-<time>."""
-    named = here.from_first(lambda: recipe.train.run or _new_folder(recipe.name))
+def name_run(recipe: Recipe, here: Processes) -> tuple[Recipe, Path, list[Path]]:
+    """The run folder, the same for all processes: the recipe's, or runs/<recipe>-<time>; and the folders that this
+    start makes for it.
+    """
+    named, made = here.from_first(lambda: _named(recipe.train.run) or _new_folder(recipe.name))
     train = recipe.train.model_copy(update={"run": named})
-    return recipe.model_copy(update={"train": train}), Path(named)
+    return recipe.model_copy(update={"train": train}), Path(named), made
 
 
-def _new_folder(recipe: str) -> str:
+def _named(run: str | None) -> tuple[str, list[Path]] | None:
+    return None if run is None else (run, run_folder.missing(Path(run)))
+
+
+def _new_folder(recipe: str) -> tuple[str, list[Path]]:
     """runs/<recipe>-<time>, made here: of two runs that start in the same second the later one gets a number."""
     stem = f"runs/{recipe}-{time.strftime('%Y%m%d-%H%M%S')}"
     for number in itertools.count(1):
         name = stem if number == 1 else f"{stem}-{number}"
+        made = run_folder.missing(Path(name))
         try:
             Path(name).mkdir(parents=True)
         except FileExistsError:
             continue
         except OSError:
             break  # `claim` says why no folder can be made there
-        return name
-    return stem
+        return name, made
+    return stem, []
 
 
 def check_unchanged(folder: Path, wanted: Recipe) -> Recipe:
