@@ -106,6 +106,25 @@ def test_a_changed_recipe_is_shown_and_refused(few: Path, tmp_path: Path) -> Non
     assert "optimiser.base_lr: 0.002 -> 0.1" in refused.stderr and "train.keep:" not in refused.stderr
 
 
+def test_a_data_set_that_has_changed_is_named_before_the_batch_that_no_longer_fits(
+    few: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images, run = tmp_path / "images", tmp_path / "run"
+    shutil.copytree(few, images)
+    assert answer(capsys, *arguments(images, run, "train.epochs=1"))[0] == 0
+    (images / "047.jpg").rename(images / "other.jpg")
+    code, error = answer(capsys, "pretrain", str(run), "--resume")
+    assert code == 2 and f"(48 images in {images}: other files, names or labels than then, index" in error
+    for number in range(40):
+        (images / f"{number:03}.jpg").unlink()
+    code, error = answer(capsys, "pretrain", str(run), "--resume")
+    assert code == 2 and "batch" not in error
+    assert f"(then 48 images in {images}, now 8 images in {images})" in error
+    assert (
+        f"restore the data, or start a new run that continues from its weights (encoder.init={run})" in error
+    )
+
+
 def test_changed_images_are_refused(few: Path, tmp_path: Path) -> None:
     images, run = tmp_path / "images", tmp_path / "run"
     shutil.copytree(few, images)

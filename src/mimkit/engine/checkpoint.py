@@ -51,11 +51,11 @@ class Rollback:
 class State:
     """What a run is beyond its tensors; with them and the recipe it continues as if it had never stopped.
 
-    step: finished optimiser steps. seed, threads, micro_batch, accumulate, world, parallel, precision: what
-    bit-identity depends on. lr_factor: what rollbacks made of the learning rate. bad_steps: steps whose update was
-    left out as not finite; bad_in_a_row: how many of them came last. images, skipped_images: read, and replaced as
-    unreadable. recipe, data: digests. extra: what the caller wants to find again (channel statistics, kind of target,
-    ...), as JSON.
+    step: finished optimiser steps. seed, threads, micro_batch, accumulate, world, parallel, precision: what bit-
+    identity depends on. lr_factor: what rollbacks made of the learning rate. bad_steps: steps whose update was left
+    out as not finite; bad_in_a_row: how many of them came last. images, skipped_images: read, and replaced as
+    unreadable. recipe, data: digests; data_named: the data in a few words. extra: what the caller wants to find again
+    (channel statistics, kind of target, ...), as JSON.
     """
 
     step: int = 0
@@ -74,6 +74,7 @@ class State:
     skipped_images: int = 0
     recipe: str = ""
     data: str = ""
+    data_named: str = ""
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     @property

@@ -127,6 +127,7 @@ class Loop(Generic[B]):
             precision=options.precision,
             recipe=about.recipe,
             data=about.data,
+            data_named=about.data_named,
             extra=about.extra,
         )
 

@@ -20,7 +20,7 @@ def continued(saved: State, here: State, run: Path) -> State:
     checkpoint would then mean other images. What only moves the last bits (threads, micro-batch, processes,
     precision) is said.
     """
-    _check_same(saved.data, here.data, run)
+    _check_same(saved, here.data, here.data_named, run)
     for key, name in (("batch_size", "train.batch_size"), ("seed", "train.seed")):
         if getattr(saved, key) != getattr(here, key):
             raise UserError(
@@ -41,28 +41,32 @@ def continued(saved: State, here: State, run: Path) -> State:
     return replace(here, **{name: getattr(saved, name) for name in progress})
 
 
-def check_images(run: Path, data: str) -> None:
-    """Raise UserError where the run began on other images than those of the digest `data`.
+def check_images(run: Path, data: str, named: str) -> None:
+    """Raise UserError where the run began on other images than those of the digest `data`, which are called `named`.
 
-    For callers that overwrite something of the run before `fit` asks the same; without a readable checkpoint nothing
-    is known, and nothing said.
+    For callers that look at the images, or overwrite something of the run, before `fit` asks the same; without a
+    readable checkpoint nothing is known, and nothing said.
     """
     for folder in reversed(checkpoint.saved(run)):
         try:
             saved = checkpoint.read_state(folder)
         except DataError:
             continue  # `fit` warns of it when it looks for one to go on from
-        _check_same(saved.data, data, run)
+        _check_same(saved, data, named, run)
         return
 
 
-def _check_same(saved: str, here: str, run: Path) -> None:
-    if saved and here and saved != here:
-        raise UserError(
-            f"The data of {run} have changed since it began (index {saved[:12]}, now {here[:12]}), so its "
-            "steps would mean other images; restore the data, or start a new run that continues from its weights "
-            f"(encoder.init={run})."
-        )
+def _check_same(saved: State, data: str, named: str, run: Path) -> None:
+    if not saved.data or not data or saved.data == data:
+        return
+    if saved.data_named and saved.data_named != named:
+        what = f"then {saved.data_named}, now {named}"
+    else:
+        what = f"{named}: other files, names or labels than then, index {saved.data[:12]}, now {data[:12]}"
+    raise UserError(
+        f"The data of {run} have changed since it began ({what}), so its steps would mean other images; restore the "
+        f"data, or start a new run that continues from its weights (encoder.init={run})."
+    )
 
 
 def rollback_target(run: Path, state: State, most: int) -> Path:

@@ -134,8 +134,12 @@ def place_of(recipe: Recipe, resume: bool) -> Iterator[tuple[Recipe, Place]]:
 
 
 def settle(recipe: Recipe, images: Source, place: Place) -> Recipe:
-    """Fill in what the recipe leaves open about the images; a resumed run has it settled, and keeps to it."""
+    """Fill in what the recipe leaves open about the images; a resumed run has it settled, and keeps to it.
+
+    Raises UserError where it was begun on other images, before these are blamed for anything else.
+    """
     if place.resume:
+        place.here.from_first(lambda: check_images(place.folder, images.digest(), named(images)))
         return check_unchanged(place.folder, recipe)
     return place.here.from_first(lambda: build.settle_data(recipe, images))
 
@@ -146,6 +150,11 @@ def settle_batch(recipe: Recipe, model: Method | Task, place: Place) -> Recipe:
     return place.here.from_first(
         lambda: build.settle_batch(recipe, model, place.autocast, build.free_bytes(place.device), world, cpu)
     )
+
+
+def named(images: Source) -> str:
+    """The images in a few words, as checkpoints remember them."""
+    return f"{len(images)} images in {images.name}"
 
 
 def options_of(recipe: Recipe, images: int, place: Place) -> FitOptions:
@@ -195,7 +204,7 @@ def train(
     data: what the loader draws from `images`. extra: what every checkpoint says of itself besides the statistics.
     """
     here, folder = place.here, place.folder
-    here.from_first(lambda: _keep_recipe(recipe, images, folder))
+    here.from_first(lambda: _keep_recipe(recipe, folder))
     if here.first:
         _announce(recipe, model, images, options, place)
     if recipe.train.compile:
@@ -217,9 +226,8 @@ def train(
     return Outcome(folder, outcome.state.step, row, "")
 
 
-def _keep_recipe(recipe: Recipe, images: Source, folder: Path) -> None:
-    """Write the settled recipe, unless a run is there that could not go on with it: then its own stays."""
-    check_images(folder, images.digest())
+def _keep_recipe(recipe: Recipe, folder: Path) -> None:
+    """Write the settled recipe."""
     with writing(folder / load.RUN_RECIPE) as file:
         file.write(load.dump(recipe))
 
@@ -302,6 +310,7 @@ def _about(recipe: Recipe, model: Method | Task, images: Source, extra: Mapping[
     return About(
         recipe=hashlib.blake2b(load.dump(recipe).encode(), digest_size=16).hexdigest(),
         data=images.digest(),
+        data_named=named(images),
         extra={**facts, **extra},
         config=recipe.model_dump(mode="json"),
         flops_per_image=float(cost.step_flops(model, part.size)),
