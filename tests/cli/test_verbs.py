@@ -229,6 +229,33 @@ def test_transfer_verbs_hand_over_their_arguments(api: FakeApi, capsys: pytest.C
     ]
 
 
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["embed", "runs/a", "x", "f.npy"], "'f.npy' stands where overrides do (key.path=value)"),
+        (["embed", "runs/a", "x", "f.npy"], "named with --out f.npy."),
+        (["predict", "runs/a", "x", "data.size=64", "o.jsonl"], "named with --out o.jsonl."),
+        (["predict", "runs/a", "1.jpg", "2.jpg", "3.jpg"], "a pattern stands in quotation marks"),
+        (["data", "show", "x", "sheet.png"], "named with --out sheet.png."),
+        (
+            ["reconstruct", "runs/a", "x", "r.png"],
+            "(r.png); what to write is named with --out.",
+        ),
+        (["report", "runs/a", "r.html"], "(r.html); what to write is named with --out."),
+        (
+            ["export", "runs/a", "out", "--to", "timm"],
+            "(out); what to write is named with --out.",
+        ),
+        (["demo", "out"], "(out); what to write is named with --out."),
+    ],
+)
+def test_a_file_to_write_that_stands_alone_is_pointed_to_its_option(
+    words: list[str], says: str, api: FakeApi, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(words) == 2
+    assert says in capsys.readouterr().err and not api.calls
+
+
 def test_evaluate_shows_the_worst_class_first(api: FakeApi, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["evaluate", "runs/a", "data.path=x", "--json", "e.json"]) == 0
     assert api.calls[0][1] == ("runs/a", ["data.path=x"], Path("e.json"), None)

@@ -9,7 +9,7 @@ import pytest
 
 from mimkit.errors import UserError
 from mimkit.recipes import load
-from mimkit.recipes.faults import find, keys
+from mimkit.recipes.faults import JOB_OPTIONS, find, keys
 from mimkit.recipes.schema import Recipe
 
 
@@ -241,6 +241,15 @@ def test_a_key_that_is_near_none_gets_the_list_of_its_section() -> None:
         ("train.epochs=[1", "train.epochs: '[1' is not a value: line 1, column 3: not valid YAML"),
         ("train.epochs=!!python/none 1", "train.epochs: '1' with the tag"),
         ("=3", "'=3': an override is written key.path=value"),
+        (
+            "/",
+            "'/': an override is written key.path=value, with no blanks around the equals sign. Images are named",
+        ),
+        (
+            "nodes=4",
+            "nodes: there is no such key; nodes= belongs to a job, so add --launch slurm, or --launch local",
+        ),
+        ("time=1-0", "time: there is no such key; time= belongs to a job"),
     ],
 )
 def test_a_value_that_cannot_be_says_what_can(override: str, sentence: str) -> None:
@@ -446,3 +455,7 @@ def test_weights_stand_above_packaged_recipes_and_below_everything_else(tmp_path
     assert load.resolve(mine, ["data.size=32"], said).data.size == (32, 32)
     own = write(tmp_path, "own.yaml", "data:\n  size: 96\n")
     assert load.resolve(own, weights=said).data.size == (96, 96)
+
+
+def test_no_section_of_a_recipe_is_called_like_an_option_of_a_job() -> None:
+    assert not set(JOB_OPTIONS) & set(Recipe.model_fields)

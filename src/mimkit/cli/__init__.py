@@ -92,9 +92,13 @@ def _call(words: list[str]) -> int:
 
 def _misused(error: Exception) -> int:
     """Report a wrong verb, option or argument."""
+    from mimkit.cli.text import takes_out
+
     context = getattr(error, "ctx", None)
     path = context.command_path if context else "mimkit"
     sentence = error.format_message()  # type: ignore[attr-defined]
+    if context and sentence.startswith("Got unexpected extra argument") and takes_out(context.command):
+        sentence += "; what to write is named with --out"
     print(f"mimkit: {sentence.rstrip('.?')}{'?' if sentence.endswith('?') else '.'}", file=sys.stderr)
     print(f"See `{path} --help`.", file=sys.stderr)
     return 2

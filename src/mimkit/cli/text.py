@@ -18,9 +18,31 @@ if TYPE_CHECKING:
 Source = Annotated[
     str, typer.Argument(metavar="RECIPE", help="A recipe's name, a YAML file or a run folder.")
 ]
+
+
+def _no_file(context: typer.Context, words: list[str] | None) -> list[str] | None:
+    """The overrides; a word that is none, of a verb that takes `--out`, is the file to write said in the wrong way."""
+    bare = [word for word in words or [] if "=" not in word]
+    if bare and takes_out(context.command):
+        hint = f"what to write is named with --out {bare[0]}"
+        if len(bare) > 1:
+            hint = "a pattern stands in quotation marks, as 'photos/*.jpg', else the shell spells it out"
+        raise UserError(f"{bare[0]!r} stands where overrides do (key.path=value); {hint}.")
+    return words
+
+
+def takes_out(command: object) -> bool:
+    """Whether a verb has the option `--out`."""
+    return any("--out" in parameter.opts for parameter in getattr(command, "params", ()))
+
+
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="KEY.PATH=VALUE", help="Overrides; `mimkit recipes show NAME` lists the keys."),
+    typer.Argument(
+        metavar="KEY.PATH=VALUE",
+        help="Overrides; `mimkit recipes show NAME` lists the keys.",
+        callback=_no_file,
+    ),
 ]
 Launch = Annotated[
     str | None,

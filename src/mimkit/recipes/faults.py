@@ -19,6 +19,8 @@ from mimkit.recipes.text import fields, section, variants
 Fault = tuple[str, str]  # (dotted key, or "" for the whole; the sentence without the key)
 Clash = tuple[tuple[str, ...], str]  # (the dotted keys that do not fit together, the sentence)
 _LONGEST = 60  # characters of a given value that a message repeats
+# Of a job (`--launch`), which stand among the overrides; no section of a recipe may be called so.
+JOB_OPTIONS = ("nodes", "gpus", "tasks", "cpus", "mem", "time", "partition", "account", "qos", "constraint")
 _COUNTS = {1: "one", 2: "two", 3: "three", 4: "four"}
 _NOUNS = {
     int: ("a whole number", "whole numbers"),
@@ -55,6 +57,11 @@ def invalid(values: dict[str, Any]) -> list[Fault]:
 
 def unknown(key: str) -> Fault:
     """The fault of a dotted key that the schema lacks, with the nearest one that it has."""
+    if key in JOB_OPTIONS:
+        return key, (
+            f"there is no such key; {key}= belongs to a job, so add --launch slurm, or --launch local for a job on "
+            "this machine."
+        )
     parent, _, leaf = key.rpartition(".")
     model = _model(parent)
     siblings = [f"{parent}.{name}" if parent else name for name in fields(model)] if model else []

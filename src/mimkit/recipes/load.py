@@ -167,7 +167,8 @@ def _add_override(override: str, layers: _Layers) -> None:
     if not equals or not key:
         layers.fault(
             "",
-            "an override is written key.path=value, with no blanks around the equals sign.",
+            "an override is written key.path=value, with no blanks around the equals sign."
+            + _as_path(override),
             repr(override),
         )
         return
@@ -186,6 +187,11 @@ def _add_override(override: str, layers: _Layers) -> None:
         layers.fault(*fault)
     if not found:
         _merge(layers.values, nested)
+
+
+def _as_path(word: str) -> str:
+    """A hint for images that stand alone."""
+    return f" Images are named with data.path={word}." if word and Path(word).expanduser().exists() else ""
 
 
 def _screen(values: dict[str, Any], parent: str = "") -> list[faults.Fault]:

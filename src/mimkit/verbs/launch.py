@@ -24,6 +24,7 @@ from mimkit.engine import checkpoint, run_folder, run_lock
 from mimkit.engine.processes import ALONE
 from mimkit.errors import Interrupted, MimkitError, UserError, nearest
 from mimkit.recipes import build, load
+from mimkit.recipes.faults import JOB_OPTIONS
 from mimkit.recipes.schema import Recipe
 from mimkit.verbs import finetune, pretrain, training
 from mimkit.verbs.files import writing
@@ -35,7 +36,6 @@ VERBS = {"pretrain": pretrain.run, "finetune": finetune.run}
 CLUSTERS = ("slurm", "local")
 COUNTS = ("nodes", "gpus", "tasks", "cpus", "mem")
 NAMES = ("partition", "account", "qos", "constraint")
-OPTIONS = (*COUNTS, "time", *NAMES)
 TIME = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?")  # sbatch's: minutes, h:m:s, d-h, d-h:m:s
 DEFAULTS = {"nodes": "1", "cpus": "8", "time": "1-0"}
 FOLDER = "jobs"
@@ -156,9 +156,9 @@ def _settings(cluster: str, options: Mapping[str, str]) -> dict[str, Any]:
             "node of the cluster, or try it here with --launch local."
         )
     for key in options:
-        if key not in OPTIONS:
+        if key not in JOB_OPTIONS:
             raise UserError(
-                f"--launch: there is no option {key}=.{nearest(key, OPTIONS)} Known: {', '.join(OPTIONS)}; "
+                f"--launch: there is no option {key}=.{nearest(key, JOB_OPTIONS)} Known: {', '.join(JOB_OPTIONS)}; "
                 "what belongs to the recipe has a dot, as train.epochs=."
             )
     given = {**DEFAULTS, "gpus": str(torch.cuda.device_count() if cluster == "local" else 1), **options}
