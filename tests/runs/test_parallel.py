@@ -2,10 +2,11 @@
 
 import json
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
-from small_runs import answer, arguments, losses, mimkit, rows
+from small_runs import answer, arguments, environment, launcher, losses, mimkit, rows
 
 from mimkit.cli import main
 
@@ -68,10 +69,49 @@ def test_shards_finetune_and_probe_like_one_process(
     assert "val/top1" in rows(two)[-1]
 
 
-def test_a_batch_that_the_processes_do_not_divide_is_refused(few: Path, tmp_path: Path) -> None:
+def test_a_mistake_that_all_processes_make_is_told_once(few: Path, tmp_path: Path) -> None:
     done = mimkit(*arguments(few, tmp_path / "run", "train.batch_size=15"), processes=2)
-    assert "train.batch_size=15 does not divide over 2 processes; use train.batch_size=14" in done.stderr
+    assert done.returncode != 0
+    assert (
+        done.stderr.count("train.batch_size=15 does not divide over 2 processes; use train.batch_size=14")
+        == 1
+    )
     assert "Traceback" not in done.stderr.partition("torch/distributed")[0]
+    done = mimkit("pretrain", "mae_tniy", processes=2)  # before they know of each other
+    assert done.returncode != 0 and done.stderr.count("Did you mean 'mae_tiny'?") == 1
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_a_mistake_of_one_process_alone_is_told_and_not_what_follows_from_it(
+    late: bool, few: Path, tmp_path: Path
+) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(ONE_FAILS.format(module="loop" if late else "replica", rank=1))
+    command = [*launcher(2)[:-2], str(script), *arguments(few, tmp_path / "run", "train.epochs=1")]
+    done = subprocess.run(
+        command, env=environment(1), capture_output=True, text=True, timeout=240, check=False
+    )
+    assert done.returncode != 0
+    assert done.stderr.count("mimkit: only here.") == 1, done.stderr
+    assert "fault in mimkit" not in done.stderr
+
+
+ONE_FAILS = """
+import os, sys
+import mimkit.engine.loop as loop
+from mimkit.cli import main
+from mimkit.errors import DataError
+
+def fail(*_):
+    raise DataError("only here.")
+
+if os.environ["RANK"] == "{rank}":
+    if "{module}" == "loop":
+        loop.Loop.update = fail
+    else:
+        loop.Replica = fail
+sys.exit(main())
+"""
 
 
 def test_a_run_that_was_killed_before_its_first_checkpoint_begins_with_its_weights(

@@ -8,11 +8,14 @@ in the arguments must stay quick, so nothing here or in the verbs' files imports
 import errno
 import logging
 import os
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from io import TextIOWrapper
+from types import FrameType
 
 from mimkit.errors import MimkitError
 
@@ -31,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _wait_politely()
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be valid text
-    with _log_on_terminal():
+    with _log_on_terminal(), _ears():
         return _answer(words, debug)
 
 
@@ -99,8 +102,7 @@ def _misused(error: Exception) -> int:
     sentence = error.format_message()  # type: ignore[attr-defined]
     if context and sentence.startswith("Got unexpected extra argument") and takes_out(context.command):
         sentence += "; what to write is named with --out"
-    print(f"mimkit: {sentence.rstrip('.?')}{'?' if sentence.endswith('?') else '.'}", file=sys.stderr)
-    print(f"See `{path} --help`.", file=sys.stderr)
+    _say(f"mimkit: {sentence.rstrip('.?')}{'?' if sentence.endswith('?') else '.'}\nSee `{path} --help`.")
     return 2
 
 
@@ -108,18 +110,60 @@ def _fail(sentence: str, code: int, debug: bool) -> int:
     """Report what a person can do something about, without a traceback unless it was asked for."""
     if debug:
         traceback.print_exc()
-    print(f"mimkit: {sentence}", file=sys.stderr)
+    _say(f"mimkit: {sentence}")
     return code
+
+
+def _say(lines: str) -> None:
+    """Print to standard error, of several processes that have the same to say by one alone."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        from mimkit.engine.voices import first_to_say
+
+        if not first_to_say(lines):
+            return
+    print(lines, file=sys.stderr, flush=True)
 
 
 def _fault() -> int:
     """Report an error that nobody foresaw: our fault, so the traceback stays."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        from mimkit.engine.voices import others_have_said_why
+
+        if others_have_said_why():
+            return 1
     traceback.print_exc()
     print(
         "mimkit: this is a fault in mimkit, not in what you did; please report it with the lines above.",
         file=sys.stderr,
     )
     return 1
+
+
+@contextmanager
+def _ears() -> Iterator[None]:
+    """While this lasts Ctrl-C is heard by `_interrupt`; outside the main thread Python lets nobody handle signals."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, _interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """Raise KeyboardInterrupt, but in an import: libraries' C code turns it into errors of its own there, or loses it.
+
+    Nothing is open yet while libraries are loaded, so the process ends at once.
+    """
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            if os.environ.get("RANK", "0") == "0":
+                os.write(2, b"mimkit: interrupted.\n")
+            os._exit(INTERRUPTED)
+        frame = frame.f_back
+    raise KeyboardInterrupt
 
 
 class _Terminal(logging.Handler):
