@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import subprocess
 import sys
 import types
@@ -199,3 +200,52 @@ def test_of_several_processes_only_the_first_tells_its_story() -> None:
             [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "RANK": rank}
         )
         assert done.stderr == said
+
+
+CTRL_C = """
+import atexit, importlib.abc, os, runpy, signal, sys
+
+def ctrl_c():
+    os.kill(os.getpid(), signal.SIGINT)
+
+class WhenItIsImported(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name == "{stage}":
+            ctrl_c()
+
+sys.meta_path.insert(0, WhenItIsImported())
+if "{stage}" == "exit":
+    atexit.register(ctrl_c)
+sys.argv = ["mimkit", *{words}]
+runpy.run_module("mimkit", run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.mark.parametrize(
+    ("stage", "code", "says"),
+    [
+        ("mimkit.cli", 130, "mimkit: interrupted.\n"),
+        ("mimkit.errors", 130, "mimkit: interrupted.\n"),
+        ("typer", 130, "mimkit: interrupted.\n"),
+        ("mimkit.recipes.load", 130, "mimkit: interrupted.\n"),
+        ("exit", 0, ""),  # all is said and done
+    ],
+)
+def test_ctrl_c_at_any_stage_is_one_line_and_a_code(stage: str, code: int, says: str) -> None:
+    done = python("-c", CTRL_C.format(stage=stage, words=["recipes", "list"]))
+    assert (done.returncode, done.stderr) == (code, says)
+
+
+def test_what_a_library_makes_of_ctrl_c_is_an_interrupt_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def report(*_: object) -> None:
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt as stopped:
+            raise ImportError("initialisation of multiarray failed") from stopped
+
+    raising(monkeypatch, ImportError())
+    monkeypatch.setattr(mimkit.api, "report", report)
+    assert cli.main(["report", "runs/a"]) == 130
+    assert capsys.readouterr().err == "mimkit: interrupted.\n"

@@ -34,8 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _wait_politely()
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be valid text
-    with _log_on_terminal(), _ears():
-        return _answer(words, debug)
+    with _log_on_terminal(), _ears() as heard:
+        return _answer(words, debug, heard)
 
 
 def _wait_politely() -> None:
@@ -48,8 +48,8 @@ def _wait_politely() -> None:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 
-def _answer(words: list[str], debug: bool) -> int:
-    """The exit code of one command; what it raises becomes a sentence."""
+def _answer(words: list[str], debug: bool, heard: list[int]) -> int:
+    """The exit code of one command; what it raises becomes a sentence. heard: see `_ears`."""
     try:
         code = _call(words)
         sys.stdout.flush()
@@ -67,7 +67,7 @@ def _answer(words: list[str], debug: bool) -> int:
             return _fault()
         return _fail(f"{error.filename or 'a file'}: {error.strerror}.", 2, debug)
     except Exception:
-        return _fault()
+        return _fail("interrupted.", INTERRUPTED, debug) if heard else _fault()
 
 
 def _call(words: list[str]) -> int:
@@ -140,30 +140,42 @@ def _fault() -> int:
 
 
 @contextmanager
-def _ears() -> Iterator[None]:
-    """While this lasts Ctrl-C is heard by `_interrupt`; outside the main thread Python lets nobody handle signals."""
+def _ears() -> Iterator[list[int]]:
+    """What came of Ctrl-C while this lasts; outside the main thread Python lets nobody handle signals."""
+    heard: list[int] = []
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield heard
         return
-    before = signal.signal(signal.SIGINT, _interrupt)
+
+    def hear(number: int, frame: FrameType | None) -> None:
+        heard.append(number)
+        if _is_loading(frame):
+            _leave_at_once()
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, hear)
     try:
-        yield
+        yield heard
     finally:
         signal.signal(signal.SIGINT, before)
 
 
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    """Raise KeyboardInterrupt, but in an import: libraries' C code turns it into errors of its own there, or loses it.
-
-    Nothing is open yet while libraries are loaded, so the process ends at once.
+def _is_loading(frame: FrameType | None) -> bool:
+    """Whether libraries are being imported and nothing is open yet: their C code would turn KeyboardInterrupt into
+    errors of its own, or lose it.
     """
-    while frame is not None:
-        if frame.f_code.co_filename.startswith("<frozen importlib"):
-            if os.environ.get("RANK", "0") == "0":
-                os.write(2, b"mimkit: interrupted.\n")
-            os._exit(INTERRUPTED)
+    lock = sys.modules.get("mimkit.engine.run_lock")
+    if lock is not None and lock.is_held():
+        return False
+    while frame is not None and not frame.f_code.co_filename.startswith("<frozen importlib"):
         frame = frame.f_back
-    raise KeyboardInterrupt
+    return frame is not None
+
+
+def _leave_at_once() -> None:
+    if os.environ.get("RANK", "0") == "0":
+        os.write(2, b"mimkit: interrupted.\n")
+    os._exit(INTERRUPTED)
 
 
 class _Terminal(logging.Handler):

@@ -49,6 +49,11 @@ def hold(run: Path) -> Iterator[None]:
             os.close(file)
 
 
+def is_held() -> bool:
+    """Whether this process holds a run."""
+    return bool(_held)
+
+
 def _take(run: Path) -> int | None:
     """The locked file's descriptor; None where the file system has no locks."""
     until = time.monotonic() + PATIENCE

@@ -43,7 +43,7 @@ def _count(name: str, more: int) -> int:
     """How often `name` has been counted, with `more`; 0 where nobody counts, or no longer."""
     if not several():
         return 0
-    from torch.distributed import TCPStore
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
     try:
         address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
