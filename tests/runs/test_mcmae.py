@@ -84,11 +84,29 @@ def test_bad_input_gets_a_sentence(
     assert code == 2 and sentence in error
 
 
-def test_sizes_that_16_does_not_divide_are_padded_and_that_is_said(
-    photographs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+PADDED = (
+    "Images of 36 x 24 pixels are padded with zeros to 48 x 32, whole units of 16 x 16 pixels of mcmae_tiny."
+)
+
+
+def test_sizes_that_16_does_not_divide_are_padded_and_that_is_said_once(
+    photographs: Path,
+    faces: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    """By the command line and in the run's log, by the Python API, and where a random twin stands beside the model."""
     run = tmp_path / "run"
     small = [*SETTINGS, "data.size=[36,24]", "train.epochs=1", "schedule.warmup_epochs=0"]
-    code, _ = answer(capsys, "pretrain", "mcmae_tiny", f"data.path={photographs}", f"train.run={run}", *small)
-    assert code == 0
-    assert (run / "log.txt").read_text().count("36 x 24 pixels are padded with zeros to 48 x 32") <= 1
+    code, error = answer(
+        capsys, "pretrain", "mcmae_tiny", f"data.path={photographs}", f"train.run={run}", *small
+    )
+    assert code == 0 and error.count(PADDED) == 1 == error.count("padded with zeros")
+    assert (run / "log.txt").read_text().count(PADDED) == 1
+    code, error = answer(capsys, "probe", str(run), f"data.path={faces}")
+    assert code == 0 and error.count(PADDED) == 1
+    with caplog.at_level("INFO", logger="mimkit"):
+        opened = mimkit.load(run)
+    assert caplog.text.count(PADDED) == 1
+    assert opened.encoder.levels[-1].stride == (16, 16)

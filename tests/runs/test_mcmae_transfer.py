@@ -4,10 +4,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_runs import rows
+from small_runs import answer, rows
 
 import mimkit as library
+from mimkit import encoders
 from mimkit.errors import DataError
+from mimkit.tasks.classify import Classifier
+from mimkit.zoo import publisher
+from mimkit.zoo.rules import write
 
 SMALL = ("encoder.name=mcmae:32-48-96x1-1-3x3", "data.size=32", "data.workers=0", "log.writers=[]")
 
@@ -53,6 +57,33 @@ def test_a_probe_of_a_published_file_trains_its_head_alone(
     assert accuracies
     before, after = library.load(pretrained).encoder.state_dict(), library.load(run).encoder.state_dict()
     assert all(torch.equal(after[name], x) for name, x in before.items())
+
+
+@pytest.mark.parametrize(
+    ("trained", "form", "said"),
+    [
+        (
+            "detection",
+            "classifier",
+            "of the form 'detection', with relative positions that one of the form 'classifier'",
+        ),
+        ("classifier", "detection", "is a trained classifier, whose encoder attends everywhere"),
+    ],
+)
+def test_a_detector_starts_no_classifier_nor_a_classifier_a_detector(
+    trained: str, form: str, said: str, faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    encoder = encoders.build("mcmae:32-48-96x1-1-3x3", size=(32, 32), form=trained)
+    kept = Classifier(encoder, ["face", "other"]) if trained == "classifier" else encoder
+    prefix = "" if trained == "classifier" else "encoder."
+    tensors = {prefix + name: x for name, x in kept.state_dict().items()}
+    torch.save({"model": write(publisher(tensors), tensors)}, tmp_path / "file.pth")
+    words = [f"data.path={faces}", f"encoder.init={tmp_path / 'file.pth'}", f"encoder.form={form}", *SMALL]
+    code, error = answer(capsys, "finetune", "finetune_mcmae_tiny", *words, f"train.run={tmp_path / 'run'}")
+    assert code == 3 and said in error
+    last = error.strip().splitlines()[-1]
+    assert last.startswith("mimkit: ") and last.endswith("or start from a file of pre-training.")
+    assert not (tmp_path / "run" / "checkpoints").exists()
 
 
 def test_a_form_for_dense_features_starts_from_a_pretrained_run(

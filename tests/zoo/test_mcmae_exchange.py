@@ -19,6 +19,7 @@ from mimkit.recipes import load as recipes
 from mimkit.tasks.classify import Classifier
 from mimkit.tasks.necks import Coarser, SimplePyramid
 from mimkit.zoo import publisher
+from mimkit.zoo.load import initialise
 from mimkit.zoo.rules import write
 
 ONE_HEAD, TWO_HEADS = "mcmae:8-12-16x1-1-4x1", "mcmae:8-12-16x1-1-4x2"
@@ -181,7 +182,8 @@ def test_an_encoder_alone_has_no_reconstruction(tmp_path: Path) -> None:
 def test_a_file_opens_in_the_form_that_it_was_trained_in(tmp_path: Path) -> None:
     _, classifier = published("classifier", tmp_path / "classifier.pth")
     with pytest.raises(
-        UserError, match=r"classifier\.pth was trained in the form 'classifier', .*encoder\.init=FILE"
+        UserError,
+        match=r"classifier\.pth was trained in the form 'classifier', .*from a file of pre-training \(encoder\.init=\)",
     ):
         mimkit.load(classifier, ["encoder.form=detection"])
     _, detector = published("detection", tmp_path / "detector.pth")
@@ -189,6 +191,32 @@ def test_a_file_opens_in_the_form_that_it_was_trained_in(tmp_path: Path) -> None
         mimkit.load(
             detector, ["encoder.form=segmentation", "encoder.window=null", "encoder.global_blocks=null"]
         )
+
+
+@pytest.mark.parametrize("form", ["classifier", *DENSE])
+@pytest.mark.parametrize("kind", KINDS)
+def test_pre_training_starts_any_form_and_what_was_trained_for_a_task_its_own_alone(
+    kind: str, form: str, tmp_path: Path
+) -> None:
+    """A detector's file does not start a classifier, nor a classifier's file an encoder of dense features."""
+    _, file = published(kind, tmp_path / "file.pth")
+    options = {"window": (2, 2), "global_blocks": (1, 2)} if form in ("detection", "vitdet") else {}
+    name = TWO_HEADS if kind in DENSE or form != "classifier" else ONE_HEAD
+    fresh = encoders.build(name, size=(64, 64), form=form, **options)
+    before = {name: x.clone() for name, x in fresh.state_dict().items()}
+    allowed = kind in ("encoder", "training") or form == (kind if kind in DENSE else "classifier")
+    if allowed:
+        report = initialise(fresh, str(file))
+        assert "encoder.blocks1.0.conv1.weight" in report.loaded
+        return
+    said = (
+        rf"of the form '{kind}', with relative" if kind in DENSE else "is a trained classifier, whose encoder"
+    )
+    with pytest.raises(
+        DataError, match=rf"file\.pth .*{said}.*; set encoder\.form=.*, or start from a file of pre"
+    ):
+        initialise(fresh, str(file))
+    assert same(fresh.state_dict(), before)
 
 
 def test_a_second_version_of_the_model_is_refused(tmp_path: Path) -> None:

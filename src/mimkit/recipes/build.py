@@ -60,8 +60,11 @@ def source(recipe: Recipe) -> Source:
     return open_source(recipe.data.path, labels=labelled)
 
 
-def encoder(recipe: Recipe) -> Encoder:
-    """The backbone of `recipe` with random weights; `recipe.data.channels` must be settled."""
+def encoder(recipe: Recipe, again: bool = False) -> Encoder:
+    """The backbone of `recipe` with random weights; `recipe.data.channels` must be settled.
+
+    again: it stands beside another one of this recipe, at whose making everything was said.
+    """
     part = recipe.encoder
     options = {"channels": recipe.data.channels, "size": recipe.data.size}
     foreign = part.name.startswith("timm:")
@@ -69,7 +72,8 @@ def encoder(recipe: Recipe) -> Encoder:
         include={"drop_path", "checkpointing"} if foreign else None, exclude={"name", "init"}
     )
     built = encoders.build(part.name, **options)
-    _say_padding(part.name, recipe.data.size, built.levels[-1].stride)
+    if not again:
+        _say_padding(part.name, recipe.data.size, built.levels[-1].stride)
     return built
 
 

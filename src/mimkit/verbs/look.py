@@ -95,7 +95,7 @@ def probe(model: str | Path, overrides: Sequence[str], out: Path | None) -> Prob
     table = probe_features(
         opened.encoder.to(device),
         watch.labelled(recipe, source, part.size, part.max_images, device),
-        random=build.encoder(recipe).to(device),
+        random=build.encoder(recipe, again=True).to(device),
         folds=part.folds,
         seed=recipe.train.seed,
         device=device,

@@ -185,7 +185,7 @@ def _check_form(weights: Weights, recipe: Recipe, made: str | None) -> None:
     if None not in (made, wanted) and made != wanted:
         raise UserError(
             f"{weights.label} was trained in the form {made!r}, so it cannot be opened with encoder.form={wanted}; "
-            "leave that out, or train an encoder of that form with encoder.init=FILE."
+            "leave that out, or train an encoder of that form from a file of pre-training (encoder.init=)."
         )
 
 

@@ -144,12 +144,19 @@ def _check_size(weights: Weights, theirs: Tensors, own: Tensors) -> None:
 
 
 def _check_form(weights: Weights, theirs: Tensors, own: Tensors) -> None:
-    """Raise DataError when the file's encoder attends otherwise; what attends everywhere can start any form."""
+    """Raise DataError when the file's encoder was trained to attend otherwise; files of pre-training start any form."""
     found, wanted = form_of(theirs), form_of(own)
-    if None not in (found, wanted) and found not in ("classifier", wanted):
+    if None in (found, wanted) or found == wanted:
+        return
+    if found != "classifier":
         raise DataError(
             f"{weights.label} holds an encoder of the form {found!r}, with relative positions that one of the form "
             f"{wanted!r} has not; set encoder.form={found}, or start from a file of pre-training."
+        )
+    if any(_part(theirs, part) for part in ("head.", "fc_norm.")):
+        raise DataError(
+            f"{weights.label} is a trained classifier, whose encoder attends everywhere, and this one is of the form "
+            f"{wanted!r}; set encoder.form=classifier, or start from a file of pre-training."
         )
 
 
