@@ -106,6 +106,7 @@ def test_sizes_that_16_does_not_divide_are_padded_and_that_is_said_once(
     assert (run / "log.txt").read_text().count(PADDED) == 1
     code, error = answer(capsys, "probe", str(run), f"data.path={faces}")
     assert code == 0 and error.count(PADDED) == 1
+    caplog.clear()
     with caplog.at_level("INFO", logger="mimkit"):
         opened = mimkit.load(run)
     assert caplog.text.count(PADDED) == 1
