@@ -17,6 +17,7 @@ from mimkit.encoders.vit import ViT
 from mimkit.errors import DataError, UserError
 from mimkit.masks import RandomMasker
 from mimkit.methods.mae import MAE
+from mimkit.zoo import network
 from mimkit.zoo.adapt import adapt_channels, resize_kernel
 from mimkit.zoo.load import initialise, load
 from mimkit.zoo.mae import HUB, PUBLISHED
@@ -332,6 +333,7 @@ def test_timm_weights_that_cannot_be_fetched_end_in_one_sentence(monkeypatch: py
     def offline(*_: object, **__: object) -> None:
         raise ConnectionError("cannot reach the hub\nsecond line")
 
+    monkeypatch.setattr(network, "_answers", lambda: True)
     monkeypatch.setattr(timm, "create_model", offline)
     with pytest.raises(UserError, match="could not be fetched \\(cannot reach the hub\\)") as caught:
         initialise(encoder_of(), "timm:vit_tiny_patch16_224")

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 import mimkit
 from mimkit.errors import DataError, UserError
-from mimkit.zoo import folders
+from mimkit.zoo import folders, network
 from mimkit.zoo.mae import HUB, PUBLISHED
 from mimkit.zoo.rules import write
 
@@ -179,6 +179,7 @@ def test_an_id_that_cannot_be_fetched_ends_in_one_sentence(monkeypatch: pytest.M
     def offline(*_: object, **__: object) -> None:
         raise ConnectionError("no network\nsecond line")
 
+    monkeypatch.setattr(network, "_answers", lambda: True)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
     with pytest.raises(UserError, match=r"could not be fetched \(no network\)") as caught:
         mimkit.load("hf:somebody/vit")

@@ -14,6 +14,7 @@ from torch import Tensor
 from mimkit.encoders.mcmae_forms import FORMS
 from mimkit.encoders.mcmae_view import UNIT
 from mimkit.errors import DataError, UserError
+from mimkit.zoo import network
 from mimkit.zoo.read import read_json, read_tensors
 from mimkit.zoo.weights import Weights
 
@@ -56,14 +57,19 @@ def fetch(identity: str) -> Path:
     from huggingface_hub import snapshot_download
 
     name, _, revision = identity.partition("@")
+    reached = True
     try:
-        for weights in (SAFE, PICKLED):  # many hold both; one is enough
-            wanted = [CONFIG, PROCESSOR, weights]
-            folder = Path(snapshot_download(name, revision=revision or None, allow_patterns=wanted))
-            if any(folder.glob(weights)):
-                break
+        with network.hub() as reached:
+            for weights in (SAFE, PICKLED):  # many hold both; one is enough
+                wanted = [CONFIG, PROCESSOR, weights]
+                folder = Path(snapshot_download(name, revision=revision or None, allow_patterns=wanted))
+                if any(folder.glob(weights)):
+                    break
         return folder
     except Exception as error:  # no network, no such id, a full disk: whatever the hub's client raises
+        if not reached:
+            remedy = "download the folder where there is a network and give hf:FOLDER"
+            raise network.unreached(f"hf:{identity}", remedy) from error
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")[:200]
         raise UserError(
             f"hf:{identity} could not be fetched ({reason}); download the folder where there is a network and give "

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from mimkit.errors import DataError, UserError, nearest
-from mimkit.zoo import folders
+from mimkit.zoo import folders, network
 from mimkit.zoo.folders import CONFIG, MODEL
 from mimkit.zoo.mae import NORM_PIX
 from mimkit.zoo.read import read_json, read_tensors
@@ -107,11 +107,19 @@ def _from_timm(name: str) -> Weights:
     bare = name.partition(".")[0]
     if not timm.is_model(bare):
         raise UserError(f"timm has no model {name!r}.{nearest(bare, timm.list_models())}")
+    reached = True
     try:
-        model = timm.create_model(name, pretrained=True, num_classes=0)
+        with network.hub() as reached:
+            model = timm.create_model(name, pretrained=True, num_classes=0)
     except (
         Exception
     ) as error:  # no network, no such weights, a broken cache: whatever the hub's client raises
+        if not reached:
+            remedy = (
+                "download the file where there is a network and give its path, or use "
+                f"random:timm:{bare} for random weights"
+            )
+            raise network.unreached(f"timm:{name}", remedy) from error
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")[:200]
         raise UserError(
             f"The weights of timm:{name} could not be fetched ({reason}); download the file where there is a network "
