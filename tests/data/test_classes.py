@@ -80,11 +80,11 @@ def test_a_share_that_is_none_is_refused(share: float) -> None:
 
 
 def test_shots_are_equal_for_all_classes_and_refused_where_a_class_has_fewer() -> None:
-    assert np.bincount(LABELS[shots_of(LABELS, 7, seed=0)]).tolist() == [7, 7, 7]
-    with pytest.raises(DataError, match="number 2 has 7 images, fewer than the 8"):
-        shots_of(LABELS, 8, seed=0)
+    assert np.bincount(LABELS[shots_of(LABELS, 7, 0, "abc")]).tolist() == [7, 7, 7]
+    with pytest.raises(DataError, match=r"class 'c' has 7 images to train on, fewer than the 8.*data\.shots"):
+        shots_of(LABELS, 8, 0, "abc")
     with pytest.raises(UserError, match="at least 1"):
-        shots_of(LABELS, 0, seed=0)
+        shots_of(LABELS, 0, 0, "abc")
 
 
 def test_the_classes_of_a_checkpoint_number_the_images_whatever_their_order(source: Source) -> None:
@@ -114,7 +114,8 @@ def test_very_unequal_classes_are_said_with_counts() -> None:
 
 
 def test_a_class_of_one_image_is_said() -> None:
-    assert unequal(np.array([3, 1]), ["a", "b"]) is not None
+    said = unequal(np.array([8, 1]), ["a", "b"])
+    assert said is not None and said.endswith(": 'a' has 8 images, 'b' 1")
 
 
 def test_balancing_weights_make_classes_count_alike_and_images_count_one_on_average() -> None:

@@ -459,3 +459,11 @@ def test_weights_stand_above_packaged_recipes_and_below_everything_else(tmp_path
 
 def test_no_section_of_a_recipe_is_called_like_an_option_of_a_job() -> None:
     assert not set(JOB_OPTIONS) & set(Recipe.model_fields)
+
+
+def test_lars_takes_no_layer_wise_rates_in_silence() -> None:
+    with pytest.raises(
+        UserError, match=r"optimiser\.layer_decay: a decay of 0\.75 has no place in LARS.*null"
+    ):
+        load.resolve("linear_probe_vit_base", ["optimiser.layer_decay=0.75"])
+    assert load.resolve("linear_probe_vit_base", ["optimiser.layer_decay=null"]).optimiser.name == "lars"

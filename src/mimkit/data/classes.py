@@ -84,7 +84,7 @@ def share_of(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
     return _first_of_each(labels, lambda count: max(1, round(share * count)), seed)
 
 
-def shots_of(labels: np.ndarray, shots: int, seed: int) -> np.ndarray:
+def shots_of(labels: np.ndarray, shots: int, seed: int, classes: Sequence[str]) -> np.ndarray:
     """Ids (ascending) of `shots` images of each class. Raises DataError when a class has fewer."""
     if shots < 1:
         raise UserError(f"{shots} images of each class: give at least 1.")
@@ -92,8 +92,8 @@ def shots_of(labels: np.ndarray, shots: int, seed: int) -> np.ndarray:
     short = np.flatnonzero((counts > 0) & (counts < shots))
     if len(short):
         raise DataError(
-            f"Class number {short[0]} has {counts[short[0]]} images, fewer than the {shots} asked for; "
-            "ask for fewer, or add images."
+            f"The class {classes[short[0]]!r} has {counts[short[0]]} images to train on, fewer than the {shots} asked "
+            "for (data.shots); ask for fewer, or add images."
         )
     return _first_of_each(labels, lambda count: shots, seed)
 
@@ -110,7 +110,8 @@ def renumbered(source: Source, classes: Sequence[str], owner: str = "the model")
         raise UserError(
             f"{source.name} has {len(strange)} of {len(source.classes)} classes that {owner} does not know "
             f"({', '.join(map(repr, strange[:NAMED]))}{more}); it knows {len(classes)}, such as "
-            f"{', '.join(map(repr, classes[:NAMED]))}.{nearest(strange[0], classes)}"
+            f"{', '.join(map(repr, classes[:NAMED]))}. Rename or leave out what is no class of its, or train on "
+            f"images of all classes.{nearest(strange[0], classes)}"
         )
     if source.classes == tuple(classes):
         return source
@@ -127,11 +128,14 @@ def unequal(counts: np.ndarray, classes: Sequence[str]) -> str | None:
     small, large = int(order[0]), int(order[-1])
     if counts[small] > 1 and counts[large] < UNEQUAL * counts[small]:
         return None
-    few = ", ".join(f"{classes[i]!r} {counts[i]}" for i in order[:NAMED])
-    return (
-        f"The classes are of very different size: the largest, {classes[large]!r}, has {counts[large]} images, "
-        f"the smallest have {few}"
-    )
+    few = [f"{classes[i]!r} {counts[i]}" for i in order[: min(NAMED, len(order) - 1)]]
+    if len(few) == 1:
+        said = f"{classes[large]!r} has {counts[large]} images, {few[0]}"
+    else:
+        said = (
+            f"the largest, {classes[large]!r}, has {counts[large]} images, the smallest have {', '.join(few)}"
+        )
+    return f"The classes are of very different size: {said}"
 
 
 def balancing_weights(counts: np.ndarray) -> np.ndarray:

@@ -166,7 +166,9 @@ def _open_pattern(
 ) -> Source:
     paths = match(store, pattern)
     if not paths:
-        raise UserError(f"{name} matches nothing")
+        raise UserError(
+            f"{name} matches nothing; check the folder and the ending, and put a pattern in quotes"
+        )
     root = fixed_part(pattern)
     shards = [path for path in paths if path.lower().endswith(".tar")]
     if len(shards) == len(paths):

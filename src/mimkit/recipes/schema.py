@@ -269,6 +269,7 @@ class Recipe(Part):
             *_method(self.encoder, self.method),
             *_masks(self),
             *_labels(self),
+            *_rates(self.optimiser),
             *_crops(self.data),
             *_channels(self.data),
         ]
@@ -323,6 +324,15 @@ def _labels(recipe: Recipe) -> Clashes:
             ("data.shots", "data.label_share"),
             f"data.shots: {data.shots} images of each class and a share of {data.label_share:g} exclude each other; "
             "give one.",
+        )
+
+
+def _rates(optimiser: Optimiser) -> Clashes:
+    if optimiser.name == "lars" and optimiser.layer_decay is not None:
+        yield (
+            ("optimiser.layer_decay", "optimiser.name"),
+            f"optimiser.layer_decay: a decay of {optimiser.layer_decay:g} has no place in LARS, which scales the step "
+            "of each tensor by itself; set it to null.",
         )
 
 

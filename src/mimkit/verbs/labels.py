@@ -93,7 +93,11 @@ def few_labels(source: Source, recipe: Recipe) -> Source:
     if data.shots is None and data.label_share == 1:
         return source
     labels, shots = labels_of(source), data.shots
-    ids = share_of(labels, data.label_share, seed) if shots is None else shots_of(labels, shots, seed)
+    ids = (
+        share_of(labels, data.label_share, seed)
+        if shots is None
+        else shots_of(labels, shots, seed, source.classes)
+    )
     log.info("%d of %d labelled images are trained on", len(ids), len(source))
     return part_of(source, ids)
 
