@@ -65,8 +65,9 @@ def test_a_window_is_global_attention_that_sees_its_window_alone(shift: tuple[in
         nn.init.normal_(parameter, std=0.5)
     x = torch.randn(2, 36, 8, dtype=torch.float64)
     pairs = windows.pairs(grid, window, shift)
-    allowed = None if pairs is None else pairs.expand(2, -1, -1, -1).flatten(0, 1)[:, None]
-    got = block(x, Seen(grid, allowed))
+    allowed = None if pairs is None else pairs.repeat(2, 1, 1)[:, None]
+    keys = windows.keys(grid, window, shift)
+    got = block(x, Seen(grid, None if keys is None else keys.repeat(2, 1, 1).flatten(0, 1), allowed))
 
     # The same in one: everybody sees everybody, and what is outside the window is hidden
     of_window = windows.partition(torch.arange(36).view(1, *grid, 1), window, shift)[..., 0]  # (W, n)
@@ -95,6 +96,24 @@ def test_padding_of_a_batch_changes_no_valid_output(form: str) -> None:
     canvas[0, :, :48, :64] = small[0]
     together = encoder(canvas, sizes=torch.tensor([[48, 64], [80, 112]]))
     torch.testing.assert_close(together.levels[-1][:1, :3, :4], encoder(small).levels[-1])
+
+
+@pytest.mark.parametrize("form", ["detection", "segmentation"])
+def test_images_of_several_sizes_share_the_bias_of_the_whole_map(
+    form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is 403 MB at 64 x 64 units; a copy for each image would make memory grow with the batch."""
+    seen: list[torch.Size] = []
+    fused = nn.functional.scaled_dot_product_attention
+
+    def overheard(*tensors: Tensor, attn_mask: Tensor | None = None, **options: Any) -> Tensor:
+        assert attn_mask is not None
+        seen.append(attn_mask.shape)
+        return fused(*tensors, attn_mask=attn_mask, **options)
+
+    monkeypatch.setattr(nn.functional, "scaled_dot_product_attention", overheard)
+    made(form)(photos(64, 96, batch=3), sizes=torch.tensor([[64, 96], [48, 32], [20, 96]]))
+    assert len(seen) == 4 and {shape[0] for shape in seen} == {1}
 
 
 @pytest.mark.parametrize("form", ["detection", "vitdet"])

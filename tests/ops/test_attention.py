@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mimkit.ops.attention import Attention, Block, drop_path, drop_path_rates
+from mimkit.ops.attention import Attention, Block, attend, drop_path, drop_path_rates
 
 
 def by_formula(attention: Attention, x: Tensor, key_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -158,6 +158,27 @@ def test_a_bias_and_a_mask_of_keys_act_together(boolean: bool) -> None:
     assert torch.allclose(
         attention(x, None, allowed, bias), attention.proj((shown @ v).transpose(1, 2).flatten(2))
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_keys_marked_beside_a_bias_have_probability_zero_and_an_image_without_keys_stays_finite(
+    dtype: torch.dtype,
+) -> None:
+    torch.manual_seed(0)
+    q, k, v = (3 * torch.randn(3, 2, 6, 4) for _ in range(3))
+    bias, allowed = torch.randn(1, 2, 6, 6), torch.ones(3, 6, dtype=torch.bool)
+    allowed[0, 4:], allowed[1] = False, False
+    q, k, v, bias = (x.to(dtype).requires_grad_() for x in (q, k, v, bias))
+    got = attend(q, k, v, allowed, bias)
+    want = torch.cat(
+        [
+            attend(q[:1], k[:1, :, :4], v[:1, :, :4], None, bias[..., :4]),
+            attend(q[2:], k[2:], v[2:], None, bias),
+        ]
+    )
+    torch.testing.assert_close(got[[0, 2]], want)
+    got.float().square().sum().backward()
+    assert all(torch.isfinite(x.grad).all() for x in (q, k, v, bias)) and not v.grad[0, :, 4:].any()
 
 
 def test_the_last_queries_alone_have_the_same_probabilities() -> None:

@@ -222,19 +222,20 @@ class FormEncoder(MCMAEEncoder):
 
     def _seen(self, view: View, batch: int, window: Pair | None, shift: Pair) -> "Seen":
         device = self.pos_embed.device
-        if window is None:
-            allowed = None if view.valid is None else view.valid[:, None, None]  # (B, 1, 1, N)
-        else:
+        keys, pairs = view.valid, None
+        if window is not None:
             valid = None if view.valid is None else view.valid.unflatten(1, view.grid)
-            pairs = windows.pairs(view.grid, window, shift, valid, self.padding == "masked", device)
-            allowed = None if pairs is None else pairs.expand(batch, -1, -1, -1).flatten(0, 1)[:, None]
+            keys = windows.keys(view.grid, window, shift, valid, self.padding == "masked", device)
+            keys = None if keys is None else keys.expand(batch, -1, -1).flatten(0, 1)
+            pairs = windows.pairs(view.grid, window, shift, device)
+            pairs = None if pairs is None else pairs.repeat(batch, 1, 1)[:, None]
         if not len(self.relative):
-            return Seen(view.grid, allowed)
+            return Seen(view.grid, keys, pairs)
         table = self.relative["whole" if window is None else "windowed"](window or view.grid)
         kind = device.type
         if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):  # once for all blocks
             table = table.to(torch.get_autocast_dtype(kind))
-        return Seen(view.grid, allowed, limited(table, allowed))
+        return Seen(view.grid, keys, pairs, limited(table, pairs))
 
     def attentions(self) -> Iterator[AttentionSite]:
         for site, block in zip(super().attentions(), self.blocks3, strict=True):
@@ -267,12 +268,14 @@ def _own(relative: str, grid: Sequence[int], width: int, heads: int) -> nn.Modul
 
 @dataclass(frozen=True)
 class Seen:
-    """What the blocks of one kind need to know: the grid of the map, what a query may look at, bool, broadcastable to
-    (B * W, H, n, n), and the bias that they share, with that already in it.
+    """What the blocks of one kind need to know: the grid of the map; keys, bool (B * W, n), false for padding; pairs,
+    bool (B * W, 1, n, n), which of them a query may look at in a shifted window; and the bias that they share,
+    broadcastable to (B * W, H, n, n), with the pairs already in it. None is no limit.
     """
 
     grid: Pair
-    allowed: Tensor | None = None
+    keys: Tensor | None = None
+    pairs: Tensor | None = None
     bias: Tensor | None = None
 
 
@@ -294,15 +297,15 @@ class FormBlock(Block):
 
     def _mixed(self, x: Tensor, seen: Seen) -> Tensor:
         if self.window is None:
-            return self.attn(x, None, None, self._bias(seen, seen.grid))
+            return self.attn(x, None, seen.keys, self._bias(seen, seen.grid))
         pieces = windows.partition(x.unflatten(1, seen.grid), self.window, self.shift)  # (B * W, n, C)
-        pieces = self.attn(pieces, None, None, self._bias(seen, self.window))
+        pieces = self.attn(pieces, None, seen.keys, self._bias(seen, self.window))
         return windows.merge(pieces, seen.grid, self.window, self.shift).flatten(1, 2)
 
     def _bias(self, seen: Seen, grid: Pair) -> Bias | None:
         own = self.relative
         if own is None:
-            return seen.allowed if seen.bias is None else seen.bias
+            return seen.pairs if seen.bias is None else seen.bias
         if isinstance(own, AxisVectors):
-            return lambda q: limited(own(q, grid), seen.allowed)  # type: ignore[return-value]
-        return limited(own(grid), seen.allowed)
+            return lambda q: limited(own(q, grid), seen.pairs)  # type: ignore[return-value]
+        return limited(own(grid), seen.pairs)

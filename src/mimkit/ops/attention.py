@@ -19,7 +19,7 @@ LAYER_NORM_EPS = 1e-6
 SHORT = (
     256  # tokens: up to here keeping the probabilities (bf16) costs less memory than one MLP's activations
 )
-
+MARKS = 8  # channels: the fused kernels of GPUs want heads of a multiple
 
 Bias = Tensor | Callable[[Tensor], Tensor]
 """What is added to the scaled scores: broadcastable to (B, H, N, N), bool where a query may look at a key or float; or
@@ -34,11 +34,34 @@ def attend(
 
     key_mask: bool (B, N), false for keys that nobody may look at.
     """
+    if key_mask is not None and bias is not None:
+        return _attend_marked(q, k, v, key_mask, bias)
     added = _added(q, key_mask, bias)
     training = torch.is_grad_enabled() and q.requires_grad
     if added is None and training and q.is_cpu and q.dtype == torch.bfloat16 and k.shape[2] <= SHORT:
         return ShortAttention.apply(q, k, v)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=added)
+
+
+def _attend_marked(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor, bias: Bias) -> Tensor:
+    """`attend` with both: keys to leave out are marked in channels of their own, which takes their scores so low that
+    their probability is exactly 0. So a bias that images share needs no copy for each of their masks: 403 MB an image
+    at 64 x 64 positions, 12 heads and bf16. A row that may look at no key looks at all.
+    """
+    width = q.shape[-1]
+    low = torch.finfo(k.dtype).min / 16  # no sum of it and a score overflows
+    mark = torch.zeros_like(key_mask, dtype=k.dtype).masked_fill(~key_mask, low)[
+        :, None, :, None
+    ]  # (B, 1, N, 1)
+    k = torch.cat([k, mark.expand(*k.shape[:3], MARKS)], -1)
+    y = F.scaled_dot_product_attention(
+        F.pad(q, (0, MARKS), value=1.0),
+        k,
+        F.pad(v, (0, MARKS)),  # the fused kernel of CPUs wants all of one width
+        attn_mask=_added(q, None, bias),
+        scale=width**-0.5,
+    )
+    return y[..., :width]
 
 
 def _added(q: Tensor, key_mask: Tensor | None, bias: Bias | None) -> Tensor | None:

@@ -76,36 +76,30 @@ def pairs(
     grid: Sequence[int],
     window: Sequence[int],
     shift: Sequence[int] | None = None,
+    device: torch.device | None = None,
+) -> Tensor | None:
+    """Which keys of its window a query may look at, because rolling did not bring them together: bool (W, n, n); None
+    where it may look at all.
+    """
+    if not any(settled(grid, window, shift)):
+        return None
+    of = regions(grid, window, shift, device)
+    return of[:, :, None] == of[:, None, :]
+
+
+def keys(
+    grid: Sequence[int],
+    window: Sequence[int],
+    shift: Sequence[int] | None = None,
     valid: Tensor | None = None,
     mask_padding: bool = True,
     device: torch.device | None = None,
 ) -> Tensor | None:
-    """Which keys of its window a query may look at: bool (B or 1, W, n, n), None where it may look at all.
+    """Which positions of the windows hold an image: bool (B or 1, W, n), None where all do.
 
-    valid: bool (B, *grid), false for positions that hold no image; they are left out, and with `mask_padding` those
-    that fill up the last windows too. Queries there may look at everything: their answers are thrown away, and a row
-    without any key would have no softmax.
+    valid: bool (B, *grid), false for positions that hold none. mask_padding: those that fill up the last windows hold
+    none either; else they take part. In a window without any image nothing is true.
     """
-    allowed = None
-    if any(settled(grid, window, shift)):
-        of = regions(grid, window, shift, device)
-        allowed = (of[:, :, None] == of[:, None, :])[None]
-    inside = _inside(grid, window, shift, valid, mask_padding, device)
-    if inside is None:
-        return allowed
-    seen = inside[:, :, None, :] | ~inside[..., None]
-    return seen if allowed is None else seen & (allowed | ~inside[..., None])
-
-
-def _inside(
-    grid: Sequence[int],
-    window: Sequence[int],
-    shift: Sequence[int] | None,
-    valid: Tensor | None,
-    mask_padding: bool,
-    device: torch.device | None,
-) -> Tensor | None:
-    """Bool (B or 1, W, n), false for what nobody may look at; None where that is nothing."""
     whole = padded(grid, window)
     if valid is None and (not mask_padding or whole == tuple(grid)):
         return None
