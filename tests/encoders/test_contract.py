@@ -1,4 +1,6 @@
-"""The Encoder contract, for every encoder that mimkit has of its own, its family's table cut in depth and width."""
+"""The Encoder contract, for every encoder that mimkit has of its own and every form of it, its family's table cut in
+depth and width; and, without arithmetic, for the sizes as they are.
+"""
 
 import importlib
 from typing import Any
@@ -10,12 +12,16 @@ from torch import Tensor
 
 from mimkit import encoders
 from mimkit.encoders import Encoder, Features
+from mimkit.encoders.mcmae import VARIANTS
+from mimkit.encoders.mcmae_forms import FORMS
 from mimkit.errors import UserError
 from mimkit.masks import Mask, RandomMasker, collate, from_hidden
 
 SIZES = [(64, 64), (32, 96), (56, 42)]
 CHANNELS = [1, 3, 5]
-every = pytest.mark.parametrize("name", encoders.names())
+FORMED = [f"mcmae_tiny/{form}" for form in FORMS]
+every = pytest.mark.parametrize("name", [*encoders.names(), *FORMED])
+hiding = pytest.mark.parametrize("name", encoders.names())
 one_a_family = pytest.mark.parametrize(
     "name", {module: name for name, module in encoders.FAMILIES.items()}.values()
 )
@@ -39,6 +45,11 @@ def small(row: Any) -> Any:
 
 def encoder_of(name: str, size: tuple[int, int] = (64, 64), **options: Any) -> Encoder:
     torch.manual_seed(0)
+    name, _, form = name.partition("/")
+    if form:
+        options |= {"form": form, "padding": "masked"}
+    if form in ("detection", "vitdet"):
+        options |= {"window": (2, 2), "global_blocks": (1,)}
     encoder = encoders.build(name, size=size, **options).double().eval()
     for parameter in encoder.parameters():  # away from a start at which tokens and biases are zero
         parameter.data.add_(0.1 * torch.randn_like(parameter))
@@ -92,7 +103,7 @@ def test_a_grid_that_the_encoder_was_not_built_for_is_taken_too(name: str) -> No
     assert encoder(images_of(encoder, (48, 112))).levels[-1].shape[:1] == (2,)
 
 
-@every
+@hiding
 @pytest.mark.parametrize("size", SIZES)
 def test_dropping_reads_no_hidden_pixel_and_gives_the_unit_layout(name: str, size: tuple[int, int]) -> None:
     encoder = encoder_of(name, size)
@@ -106,7 +117,7 @@ def test_dropping_reads_no_hidden_pixel_and_gives_the_unit_layout(name: str, siz
     assert not images.grad[hidden].any() and (images.grad[~hidden] != 0).all()
 
 
-@every
+@hiding
 def test_features_of_dropped_cells_are_zero_in_a_map(name: str) -> None:
     encoder = encoder_of(name)
     mask = masks_of(encoder, (64, 64))
@@ -120,6 +131,8 @@ def test_features_of_dropped_cells_are_zero_in_a_map(name: str) -> None:
 @pytest.mark.parametrize("masked", [False, True])
 def test_an_image_is_answered_alike_alone_and_in_any_place_of_a_batch(name: str, masked: bool) -> None:
     encoder = encoder_of(name)
+    if masked and not encoder.hides_by:
+        pytest.skip("it hides nothing")
     images, mask = images_of(encoder, (64, 64), 3), masks_of(encoder, (64, 64), 3)
     whole = encoder(images, mask if masked else None)
     order = torch.tensor([2, 0, 1])
@@ -130,7 +143,7 @@ def test_an_image_is_answered_alike_alone_and_in_any_place_of_a_batch(name: str,
             torch.testing.assert_close(x, y[rows], rtol=1e-9, atol=1e-9)
 
 
-@every
+@hiding
 def test_replacing_hides_the_pixels_behind_a_token_that_learns(name: str) -> None:
     encoder = encoder_of(name)
     if "replace" not in encoder.hides_by:
@@ -144,7 +157,7 @@ def test_replacing_hides_the_pixels_behind_a_token_that_learns(name: str) -> Non
     assert not images.grad[hidden].any() and (images.grad[~hidden] != 0).any() and (token.grad != 0).all()
 
 
-@every
+@hiding
 def test_a_mask_of_coarser_cells_replaces_all_tokens_of_a_cell(name: str) -> None:
     encoder = encoder_of(name)
     if "replace" not in encoder.hides_by:
@@ -174,6 +187,13 @@ def test_inner_layers_come_on_request_and_change_nothing(name: str, layers: tupl
 def test_padding_never_influences_a_valid_output(name: str, masked: bool) -> None:
     """Each padded image is answered as it is alone, whatever stands in its padding."""
     encoder = encoder_of(name, (64, 64))
+    if masked and not encoder.hides_by:
+        pytest.skip("it hides nothing")
+    for part, parameter in encoder.named_parameters():
+        if part.endswith((".table", ".rows", ".columns")) and "windowed" not in part:
+            torch.nn.init.zeros_(
+                parameter
+            )  # offsets of the whole map are stretched to the padded grid, as published
     cell = encoder.unit[0]
     true = [(4 * cell, 2 * cell), (3 * cell - 3, 4 * cell), (2 * cell, 3 * cell - 5)]
     full = (4 * cell, 4 * cell)
@@ -223,7 +243,7 @@ def test_pooling_is_the_mean_of_the_positions_or_the_class_token(name: str) -> N
         features.pooled("max")
 
 
-@every
+@hiding
 def test_images_and_masks_that_do_not_belong_are_refused_in_a_sentence(name: str) -> None:
     encoder = encoder_of(name)
     with pytest.raises(UserError, match=r"3 channels.*data\.channels"):
@@ -246,7 +266,8 @@ def test_activation_checkpointing_gives_the_same_gradients(name: str) -> None:
         encoder = encoder_of(name, checkpointing=on, drop_path=0.5).train()
         torch.manual_seed(1)
         images = images_of(encoder, (64, 64), 4)
-        encoder(images, masks_of(encoder, (64, 64), 4)).map().square().sum().backward()
+        mask = masks_of(encoder, (64, 64), 4) if encoder.hides_by else None
+        encoder(images, mask).map().square().sum().backward()
         gradients.append({n: p.grad for n, p in encoder.named_parameters() if p.grad is not None})
     assert gradients[0].keys() == gradients[1].keys()
     for parameter in gradients[0]:
@@ -257,7 +278,8 @@ def test_activation_checkpointing_gives_the_same_gradients(name: str) -> None:
 def test_every_parameter_has_a_depth_and_depths_ascend_through_the_network(name: str) -> None:
     encoder = encoder_of(name, layer_scale=0.1)
     depths = {parameter: encoder.depth_of(parameter) for parameter, _ in encoder.named_parameters()}
-    behind = not encoder.ends_raw  # the norm behind the blocks
+    # the norm behind the blocks, or tables that blocks share
+    behind = not encoder.ends_raw or any(part.startswith("relative.") for part in depths)
     assert set(depths.values()) == set(range(encoder.depth + 1 + behind))
     assert encoder.depth_of("head.weight") == encoder.depth + 1
 
@@ -290,3 +312,37 @@ def test_the_encoder_compiles_without_a_graph_break(name: str) -> None:
     compiled = torch.compile(encoder, backend="eager", fullgraph=True)
     for mask in (None, masks_of(encoder, (64, 64))):
         assert_same(compiled(images, mask), encoder(images, mask))
+
+
+@pytest.fixture
+def as_published(small_variants: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tables of sizes as they stand in the files."""
+    monkeypatch.undo()
+
+
+@pytest.mark.parametrize(
+    "name", ["mcmae_small", "mcmae_base", "mcmae_base_star", "mcmae_large", "mcmae_huge"]
+)
+@pytest.mark.parametrize("form", ["classifier", *FORMS])
+def test_the_sizes_as_published_keep_the_contract_on_the_meta_device(
+    name: str, form: str, as_published: None
+) -> None:
+    row = VARIANTS[name]
+    with torch.device("meta"):
+        encoder = encoders.build(name, size=(96, 160), form=form, channels=4).eval()
+        images, mask = torch.zeros(2, 4, 96, 160), masks_of(encoder, (96, 160)).to(torch.device("meta"))
+    whole = encoder(images, layers=(1, row.depths[2]))
+    assert [x.shape for x in whole.levels] == [
+        (2, 96 // s, 160 // s, c) for s, c in zip((4, 8, 16), row.widths, strict=True)
+    ]
+    assert encoder.depth == row.depths[2] == len(list(encoder.attentions()))
+    assert whole.layers[1].levels[-1].shape == whole.levels[-1].shape
+    depths = {encoder.depth_of(part) for part, _ in encoder.named_parameters()}
+    assert set(range(encoder.depth + 1)) <= depths
+    if form != "classifier":
+        assert not encoder.hides_by
+        return
+    shown = encoder(images, mask)
+    assert [x.shape for x in shown.levels] == [
+        (2, 30, s, s, c) for s, c in zip((4, 2, 1), row.widths, strict=True)
+    ]
