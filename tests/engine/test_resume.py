@@ -17,6 +17,7 @@ import pytest
 from engine_toy import train
 
 from mimkit.engine import checkpoint
+from mimkit.engine.options import About
 from mimkit.engine.run_folder import read_rows
 from mimkit.errors import UserError
 
@@ -212,8 +213,6 @@ def test_resuming_a_finished_run_adds_nothing(tmp_path: Path) -> None:
 
 
 def test_changed_data_batch_or_seed_refuse_to_resume(tmp_path: Path) -> None:
-    from mimkit.engine.options import About
-
     train(tmp_path)
     with pytest.raises(UserError, match=r"The data of .* have changed"):
         train(tmp_path, resume=True, about=About(data="other"))
@@ -227,3 +226,13 @@ def test_other_circumstances_are_said(tmp_path: Path, caplog: pytest.LogCaptureF
     train(tmp_path, accumulate=2)
     train(tmp_path, resume=True, micro=8)
     assert "micro_batch 4 -> 8" in caplog.text and "not to the last bit" in caplog.text
+
+
+def test_losses_are_not_promised_where_other_micro_batches_draw_anew(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    about = About(drawn="drop path and Mixup")
+    train(tmp_path, accumulate=2, about=about)
+    train(tmp_path, resume=True, micro=8, about=about)
+    assert "losses agree" not in caplog.text
+    assert "(micro_batch 4 -> 8" in caplog.text and "have drop path and Mixup of their own" in caplog.text

@@ -42,8 +42,13 @@ def test_a_killed_run_continues_to_the_same_bits(
 
 def test_two_processes_equal_one_with_the_same_micro_batches(few: Path, tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
-    assert mimkit(*arguments(few, one, "train.epochs=3", "train.micro_batch=8")).returncode == 0
-    done = mimkit(*arguments(few, two, "train.epochs=3", "train.micro_batch=8"), processes=2)
+    settings = (
+        "train.epochs=3",
+        "train.micro_batch=8",
+        "encoder.drop_path=0.2",
+    )  # drawn by the place in the step
+    assert mimkit(*arguments(few, one, *settings)).returncode == 0
+    done = mimkit(*arguments(few, two, *settings), processes=2)
     assert done.returncode == 0, done.stderr
     assert losses(one) == losses(two)
 

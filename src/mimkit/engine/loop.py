@@ -158,7 +158,7 @@ class Loop(Generic[B]):
             raise UserError(already_there(self.run))
         if there:
             newest = self.processes.from_first(lambda: checkpoint.latest_good(self.run))
-            self.state = continued(self._restore(newest), self.state, self.run)
+            self.state = continued(self._restore(newest), self.state, self.run, self.about.drawn)
             self.saved_step = self.state.step
             log.info("Resumed %s after step %d.", self.run, self.state.step)
         if self.processes.first:

@@ -43,15 +43,18 @@ class FitOptions:
 class About:
     """What the engine writes down for others and never looks into, but for comparing digests.
 
-    recipe, data: digests; a run resumes only on the data it began with. data_named: those data in a few words, for the
-    sentence that says so ("48 images in photos/"). extra: goes into every state.json (channel
-    statistics, kind of target, ...), JSON values only. config: the recipe for the writers. flops_per_image: FLOPs of
-    a training step for one image, forward and backward, for the share of the device's peak; None shows none.
+    recipe, data: digests; a run resumes only on the data it began with. data_named: those data in a few words, for
+    the sentence that says so ("48 images in photos/"). drawn: what is drawn, or averaged, for each micro-batch ("drop
+    path and Mixup"), so that other micro-batches mean another training; empty for nothing. extra: goes into every
+    state.json (channel statistics, kind of target, ...), JSON values only. config: the recipe for the writers.
+    flops_per_image: FLOPs of a training step for one image, forward and backward, for the share of the device's peak;
+    None shows none.
     """
 
     recipe: str = ""
     data: str = ""
     data_named: str = ""
+    drawn: str = ""
     extra: Mapping[str, Any] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
     flops_per_image: float | None = None

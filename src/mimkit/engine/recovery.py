@@ -13,12 +13,12 @@ log = logging.getLogger(__name__)
 ROLLBACK_FACTOR = 0.5
 
 
-def continued(saved: State, here: State, run: Path) -> State:
-    """The saved progress under the circumstances of this process.
+def continued(saved: State, here: State, run: Path, drawn: str = "") -> State:
+    """The saved progress under the circumstances of this process. drawn: see `About`.
 
     Raises UserError when data, seed or images per step are not those the run began with: the steps behind the
-    checkpoint would then mean other images. What only moves the last bits (threads, micro-batch, processes,
-    precision) is said.
+    checkpoint would then mean other images. What only moves the last bits (threads, processes, precision, a micro-batch
+    for which nothing is drawn) is said, and what does more.
     """
     _check_same(saved, here.data, here.data_named, run)
     for key, name in (("batch_size", "train.batch_size"), ("seed", "train.seed")):
@@ -33,9 +33,13 @@ def continued(saved: State, here: State, run: Path) -> State:
         if getattr(saved, name) != getattr(here, name)
     ]
     if changed:
+        anew = drawn and saved.micro_batch != here.micro_batch
         log.warning(
-            "Resumed under other circumstances (%s): losses agree, but not to the last bit.",
+            "Resumed under other circumstances (%s): %s.",
             ", ".join(changed),
+            f"other micro-batches have {drawn} of their own, so the curve goes on, but not through the same losses"
+            if anew
+            else "losses agree, but not to the last bit",
         )
     progress = ("step", "lr_factor", "bad_steps", "bad_in_a_row", "rollbacks", "images", "skipped_images")
     return replace(here, **{name: getattr(saved, name) for name in progress})

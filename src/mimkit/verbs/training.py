@@ -157,6 +157,20 @@ def named(images: Source) -> str:
     return f"{len(images)} images in {images.name}"
 
 
+def drawn(recipe: Recipe) -> str:
+    """What each micro-batch draws, or averages, for itself: the engine seeds it by the micro-batch's place in the step,
+    so it is the same for any number of processes and another for micro-batches of another size.
+    """
+    task = recipe.task
+    of_task = (
+        {} if task is None else {"Mixup": task.mixup, "CutMix": task.cutmix, "random erasing": task.erasing}
+    )
+    parts = {"drop path": recipe.encoder.drop_path, **of_task}
+    words = [name for name, amount in parts.items() if amount]
+    words += ["batch norm"] if task is not None and task.head == "probe" else []
+    return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
+
+
 def options_of(recipe: Recipe, images: int, place: Place) -> FitOptions:
     """The recipe as the engine wants it. images: how many there are to train on."""
     train, micro = recipe.train, recipe.train.micro_batch
@@ -311,6 +325,7 @@ def _about(recipe: Recipe, model: Method | Task, images: Source, extra: Mapping[
         recipe=hashlib.blake2b(load.dump(recipe).encode(), digest_size=16).hexdigest(),
         data=images.digest(),
         data_named=named(images),
+        drawn=drawn(recipe),
         extra={**facts, **extra},
         config=recipe.model_dump(mode="json"),
         flops_per_image=float(cost.step_flops(model, part.size)),
