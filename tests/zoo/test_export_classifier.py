@@ -45,6 +45,7 @@ def test_our_own_folder_keeps_head_and_classes(tmp_path: Path, kind: tuple[str, 
         assert model.recipe.task == mimkit.load(run).recipe.task and not model.report.fresh
     card = (folder / "README.md").read_text()
     assert '"ant", "bee", "white wasp"' in card and "| val/top1 | 0.75 | 3 |" in card
+    assert 'mimkit.predict("out", "photos/")' in card
     assert "trained for a task (`classify`)" in card and "pipeline_tag: image-classification" in card
 
 
@@ -90,6 +91,9 @@ def test_an_onnx_program_has_logits(tmp_path: Path) -> None:
     session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
     (theirs,) = session.run(["logits"], {"images": IMAGES.numpy()})
     same(torch.from_numpy(theirs), logits(task))
+    assert 'session.run(["logits"]' in (folder / "README.md").read_text()
+    with pytest.raises(UserError, match=r"an ONNX program.*--to safetensors"):
+        mimkit.load(folder)
     assert json.loads((folder / "config.json").read_text())["classes"] == list(CLASSES)
 
 

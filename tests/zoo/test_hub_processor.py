@@ -78,6 +78,7 @@ def test_a_rectangle_is_stretched_and_the_card_says_so(tmp_path: Path) -> None:
         (16, (), "divides by 65535"),
         (32, (), "takes values as they are stored"),
         (8, ("data.channels=5", *MEANS), "arrays of 5 channels"),
+        (8, ONE, "grey images or arrays of one channel"),
     ],
 )
 def test_what_the_processor_supposes_stands_in_the_card_and_among_the_notes(

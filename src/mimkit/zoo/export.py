@@ -103,6 +103,10 @@ def to_safetensors(subject: Subject) -> Files:
         "features = model.encoder(images)  # images (B, C, H, W), normalised as below",
         "features.map()  # (B, C, h, w)",
         'features.pooled("mean")  # (B, C)',
+        *(
+            ['mimkit.predict("FOLDER", "photos/")  # a class and a confidence for each image']
+            * bool(subject.classes)
+        ),
     ]
     return Files(subject.tensors, {CONFIG: config}, "\n".join(use), "mimkit")
 

@@ -86,6 +86,11 @@ def weight_files(folder: Path) -> list[Path]:
         if index.is_file():
             shards = read_json(index).get("weight_map", {})
             return [folder / Path(shard).name for shard in sorted(set(shards.values()))]
+    if any(folder.glob("*.onnx")):
+        raise UserError(
+            f"{folder} holds an ONNX program, which onnxruntime runs and mimkit does not read; export the model with "
+            "--to safetensors for mimkit."
+        )
     raise UserError(
         f"{folder} holds neither {' nor '.join(WEIGHT_FILES)}; give a folder with weights: a run, what `mimkit export` "
         "wrote, or a downloaded folder of the hub."

@@ -178,9 +178,9 @@ def _processor_notes(subject: Subject) -> list[str]:
             "The image processor takes values as they are stored, floats as those of the training: give it arrays."
         )
     if channels != 3:
+        what = "grey images or arrays of one channel" if channels == 1 else f"arrays of {channels} channels"
         notes.append(
-            f"The image processor neither adds nor drops channels: give it arrays of {channels} channels, with "
-            "input_data_format."
+            f"The image processor neither adds nor drops channels: give it {what}, with input_data_format."
         )
     if _stretches(subject):
         height, width = subject.recipe.data.size

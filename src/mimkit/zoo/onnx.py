@@ -50,11 +50,12 @@ def to_onnx(subject: Subject, folder: Path) -> Files:
     log.info("onnxruntime answers as torch does: the largest difference is %.1g", largest)
     described = _describe(subject, names, dynamic)
     height, width = subject.recipe.data.size
+    wanted = names[0] if subject.head is None else names[-1]
     use = (
         "import onnxruntime\n\n"
         f'session = onnxruntime.InferenceSession("FOLDER/{FILE}")\n'
         f"# images: float32 (batch, {subject.encoder.channels}, {height}, {width}), normalised as below\n"
-        f'{names[0]}, *_ = session.run(None, {{"images": images}})'
+        f'(answer,) = session.run(["{wanted}"], {{"images": images}})'
     )
     return Files({}, {CONFIG: described}, use, "onnx", tuple(_notes(subject, dynamic)))
 
