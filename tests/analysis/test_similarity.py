@@ -1,5 +1,6 @@
 """CKA: invariances, blocks that follow the samples and not the loader, two models, bad input."""
 
+import threading
 from collections.abc import Iterator
 
 import numpy as np
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from mimkit import analysis, encoders
 from mimkit.analysis import hsic
+from mimkit.analysis.walk import walk
 from mimkit.data.batch import Batch
 from mimkit.errors import UserError
 
@@ -79,7 +81,41 @@ def test_all_at_once_does_not_depend_on_any_order() -> None:
     whole = analysis.cka(vit, None, batches(list(range(27)), 9), block=None)
     other = analysis.cka(vit, None, batches(shuffled, 7), block=None)
     np.testing.assert_allclose(whole.values, other.values, atol=1e-9)
-    assert whole.images == 27 and whole.stored_mib == pytest.approx(27 * 3 * 4 * 32 * 8 / 2**20)
+    images, layer = 27 * 3 * 32 * 32 * 8, 27 * 4 * 32 * 8
+    assert whole.images == 27 and whole.stored_mib == pytest.approx((images + layer) / 2**20)
+    tokens = analysis.cka(vit, None, batches(shuffled, 7), examples="tokens", block=None)
+    assert tokens.stored_mib == pytest.approx((images + 3 * layer) / 2**20)
+
+
+def test_it_is_what_grams_of_all_features_give() -> None:
+    """Passes side by side say what whole passes say."""
+    vit, sums = model(), hsic.Sums("unbiased")
+    outputs = list(analysis.layers.dense_features(vit, IMAGES[:20]).values())[:3]
+    sums.add([x.flatten(1) for x in outputs])
+    found = analysis.cka(vit, None, IMAGES[:20].split(6))
+    np.testing.assert_allclose(found.values, sums.ratio([("M", found.layers_a)]), atol=1e-12)
+
+
+def test_a_fault_in_the_middle_of_a_pass_is_raised_and_nothing_is_left_behind() -> None:
+    vit, threads = model(), threading.active_count()
+
+    def fault(*_: object) -> None:
+        raise RuntimeError("out of luck")
+
+    handle = vit.blocks[1].mlp.register_forward_pre_hook(fault)
+    with pytest.raises(RuntimeError, match="out of luck"):
+        analysis.cka(vit, None, IMAGES.split(9))
+    handle.remove()
+    names = ["blocks.0", "blocks.2"]
+    passes = walk(vit, names, lambda: vit(IMAGES[:2]))
+    assert next(passes)[0] == "blocks.0"
+    passes.close()
+    assert threading.active_count() == threads
+    assert not any(part._forward_hooks for part in vit.modules())
+    assert [name for name, _ in walk(vit, ["blocks.0", "blocks.2"], lambda: vit(IMAGES[:2]))] == [
+        "blocks.0",
+        "blocks.2",
+    ]
 
 
 def test_samples_of_a_larger_set_are_put_together_by_index() -> None:

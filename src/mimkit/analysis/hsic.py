@@ -104,9 +104,12 @@ class Sums:
         self.own: list[Tensor] = []  # (La,), (Lb,)
         self.varies: list[np.ndarray] = []  # per model and layer, the largest share of the energy that varies
 
-    def add(self, *models: list[Tensor]) -> None:
+    def add(self, *models: Sequence[Tensor]) -> None:
         """One block: the features of every layer of one model or two, (n, F), or (n, T, C) for tokens."""
-        ready = [[self._prepared(x) for x in own] for own in models]
+        self.add_prepared(*([self.prepared(x) for x in own] for own in models))
+
+    def add_prepared(self, *ready: Sequence[tuple[Tensor, float]]) -> None:
+        """One block, of which each layer went through `prepared`."""
         made = [[x for x, _ in own] for own in ready]
         if len(counts := sorted({len(x) for own in made for x in own})) > 1:
             raise UserError(
@@ -128,8 +131,10 @@ class Sums:
             self.varies = [np.maximum(a, b) for a, b in zip(self.varies, shares, strict=True)]
         self.count += 1
 
-    def _prepared(self, features: Tensor) -> tuple[Tensor, float]:
-        """(what pairs are made of, the share of the features' energy that varies)."""
+    def prepared(self, features: Tensor) -> tuple[Tensor, float]:
+        """(what pairs are made of: the Gram matrix, or all features for tokens; the share of their energy that
+        varies).
+        """
         if not self.tokens:
             return gram(features)
         x = features.flatten(0, -2)  # (n * T, C)

@@ -4,11 +4,14 @@ Figure 6 of "Revealing the Dark Secrets of Masked Image Modeling" (Xie et al. 20
 unbiased HSIC_1 (Song et al. 2012) added up over blocks of 256 images and divided at the end (Nguyen et al. 2021):
 biased HSIC over small blocks is far too high, and averages of CKA values are no CKA. Examples are images, their
 features all tokens' channels in a row. Grams are float64. A block is fixed by the samples' index, not by the
-loader's batches.
+loader's batches; its images go through the model side by side (`walk`), so that the features of one layer are held at
+a time and not those of all.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,9 +20,10 @@ from torch import Tensor, nn
 
 from mimkit.analysis.frames import Frame, frame
 from mimkit.analysis.hsic import LEAST, Sums
-from mimkit.analysis.layers import block_names, tapping, tokens_of
+from mimkit.analysis.layers import block_names, tokens_of
 from mimkit.analysis.probe import frozen
 from mimkit.analysis.subjects import Feed, bare, check_weights, device_of, forward_of, name_of
+from mimkit.analysis.walk import walk
 from mimkit.errors import UserError
 
 EXAMPLES = ("images", "tokens", "pooled")
@@ -32,7 +36,7 @@ class CKA:
     """values: (layers of a, layers of b), unclipped: an unbiased estimate may lie a little outside 0 .. 1.
 
     images: used. left_out: images of a last block too small to estimate from. block: images in a block, None for all at
-    once. stored_mib: the most features that were held.
+    once. stored_mib: the most that was held of images that wait for their block and of features.
     """
 
     model_a: str
@@ -77,7 +81,8 @@ def cka(
     loader: as for `attention_statistics`; loader_b: the same images in the same batches as `model_b` wants them
     (its own size and normalisation). examples: "images" (all tokens' channels in a row), "tokens" (each token an
     example) or "pooled" (the mean over tokens); prefix tokens are left out. block: images that the estimator takes
-    at once, by sample index; None: all of them, which holds all features. images: read at most so many.
+    at once, by sample index; None: all of them, which holds all images and a layer's features. images: read at most so
+    many.
 
     Raises UserError for fewer than 4 images, constant features or NaN weights, naming the layer.
     """
@@ -89,13 +94,15 @@ def cka(
     for model, title in zip(models, titles, strict=False):
         check_weights(model, title)
     layers = [block_names(model) for model in models]
-    sums = Sums(estimator, examples == "tokens")
-    keeper = Blocks(block, [len(own) for own in layers])
-    for ids, features in _features(models, layers, loader, loader_b, examples, images):
-        for whole in keeper.add(ids, features):
-            sums.add(*whole)
-    for whole in keeper.rest():
-        sums.add(*whole)
+    sums, keeper = Sums(estimator, examples == "tokens"), Blocks(block)
+    most = 0
+    with frozen(*models), torch.compiler.set_stance("force_eager"):  # compiled code may not call the hooks
+        for whole in _blocks(keeper, loader, loader_b, len(models), images):
+            ready = [_Grams(sums, examples) for _ in models]
+            for grams, model, own, batches in zip(ready, models, layers, whole, strict=True):
+                grams.read(model, own, batches)
+            sums.add_prepared(*(grams.found for grams in ready))
+            most = max(most, keeper.held + _bytes(whole) + max(grams.held for grams in ready))
     if not sums.count:
         raise UserError(
             f"CKA needs at least {LEAST} images in a block, and there were {keeper.seen}; give it more images."
@@ -112,7 +119,7 @@ def cka(
         keeper.seen - keeper.left_out,
         keeper.left_out,
         block,
-        keeper.most / 2**20,
+        most / 2**20,
         keeper.notes(),
     )
 
@@ -126,54 +133,77 @@ def _check_words(examples: str, estimator: str, block: int | None) -> None:
         raise UserError(f"CKA's block must hold at least {LEAST} images, not {block}.")
 
 
-def _features(
-    models: list[nn.Module],
-    layers: list[list[str]],
-    loader: Iterable[Any],
-    loader_b: Iterable[Any] | None,
-    examples: str,
-    limit: int | None,
-) -> Iterator[tuple[list[int], list[list[Tensor]]]]:
-    """(sample ids, per model its layers' features (B, ...) float32 or better on the CPU) of each batch."""
+def _blocks(
+    keeper: "Blocks", loader: Iterable[Any], loader_b: Iterable[Any] | None, models: int, limit: int | None
+) -> Iterator[list[list[Tensor]]]:
+    """Blocks of images: per model its batches (B, C, H, W), as large as the loader's first one."""
     feeds = [Feed(loader, limit), *([Feed(loader_b, limit)] if loader_b is not None else [])]
-    with frozen(*models):
-        for batches in zip(*feeds, strict=True):
-            made = []
-            for number, (model, own) in enumerate(zip(models, layers, strict=True)):
-                x = batches[min(number, len(batches) - 1)]
-                with tapping(model, own) as outputs:
-                    forward_of(model)(x.to(device_of(model)))
-                    made.append([_examples(tokens_of(y, model, x), examples) for y in outputs.values()])
-            yield feeds[0].ids[-len(batches[0]) :], made
+    for batches in zip(*feeds, strict=True):
+        images = [batches[min(number, len(batches) - 1)] for number in range(models)]
+        yield from keeper.add(feeds[0].ids[-len(images[0]) :], images)
+    yield from keeper.rest()
+
+
+class _Grams:
+    """What HSIC needs of a block of images, of each layer of a model. held: bytes of features at once, at most."""
+
+    def __init__(self, sums: Sums, examples: str) -> None:
+        self.sums, self.examples = sums, examples
+        self.found: list[tuple[Tensor, float]] = []
+        self.held = 0
+
+    def read(self, model: nn.Module, names: list[str], batches: list[Tensor]) -> None:
+        """Layer after layer, all images at once; what a layer said is forgotten once its Gram matrix is there."""
+        run, device = forward_of(model), device_of(model)
+        passes = [walk(model, names, partial(_forward, run, x, device)) for x in batches]
+        found = {}
+        with ExitStack() as stack:
+            for one in passes:
+                stack.callback(one.close)
+            for outputs in zip(*passes, strict=True):
+                parts = [tokens_of(y, model, x).cpu() for (_, y), x in zip(outputs, batches, strict=True)]
+                features = _examples(torch.cat(parts), self.examples)
+                found[outputs[0][0]] = self.sums.prepared(features)
+                size = features.numel() * features.element_size()
+                self.held = self.held + size if self.sums.tokens else max(self.held, size)
+        if missing := [name for name in names if name not in found]:
+            raise UserError(
+                f"{name_of(model)} did not run its block {missing[0]!r}; CKA looks at all of them."
+            )
+        self.found = [found[name] for name in names]
+
+
+def _forward(run: Callable[[Tensor], Any], images: Tensor, device: torch.device) -> None:
+    run(images.to(device))
 
 
 def _examples(tokens: Tensor, how: str) -> Tensor:
-    """(B, T, C) -> (B, T * C), (B, T, C) or (B, C)."""
-    x = tokens.detach().cpu()
-    x = x if x.dtype == torch.float64 else x.float()
+    """(n, T, C) -> (n, T * C), (n, T, C) or (n, C)."""
+    x = tokens if tokens.dtype == torch.float64 else tokens.float()
     return {"images": x.flatten(1), "tokens": x}.get(how, x.mean(1))
 
 
 class Blocks:
-    """Collects features until a block of images is complete: block number = sample index // block.
+    """Collects images until a block of them is complete: block number = sample index // block.
 
     Images of blocks that never fill (a subset of a larger data set) are put together at the end, by ascending index.
+    held: bytes of images that wait.
     """
 
-    def __init__(self, block: int | None, layers: list[int]) -> None:
-        self.block, self.layers = block, layers
-        self.open: dict[int, list[tuple[int, list[list[Tensor]]]]] = {}
-        self.seen = self.left_out = self.held = self.most = 0
+    def __init__(self, block: int | None) -> None:
+        self.block = block
+        self.open: dict[int, list[tuple[int, list[Tensor]]]] = {}
+        self.seen = self.left_out = self.held = self.batch = 0
 
-    def add(self, ids: list[int], features: list[list[Tensor]]) -> Iterator[list[list[Tensor]]]:
-        """Take a batch; give the blocks that it completes, per model a list of (n, ...) per layer."""
+    def add(self, ids: list[int], images: list[Tensor]) -> Iterator[list[list[Tensor]]]:
+        """Take a batch, (B, C, H, W) for each model; give the blocks that it completes."""
+        self.batch = self.batch or len(ids)
         for row, sample in enumerate(ids):
-            own = [[x[row] for x in layers] for layers in features]
+            own = [x[row].cpu().clone() for x in images]  # a view would keep its whole batch
             number = 0 if self.block is None else sample // self.block
             self.open.setdefault(number, []).append((sample, own))
             self.seen += 1
-            self.held += _bytes(own)
-            self.most = max(self.most, self.held)
+            self.held += _bytes([own])
             if self.block is not None and len(self.open[number]) == self.block:
                 yield self._take(self.open.pop(number))
 
@@ -191,14 +221,11 @@ class Blocks:
             else:
                 yield self._take(part)
 
-    def _take(self, entries: list[tuple[int, list[list[Tensor]]]]) -> list[list[Tensor]]:
-        entries.sort(key=lambda entry: entry[0])
-        self.held -= sum(_bytes(own) for _, own in entries)
-        rows = [own for _, own in entries]
-        return [
-            [torch.stack([row[model].pop(0) for row in rows]) for _ in range(count)]  # freed layer by layer
-            for model, count in enumerate(self.layers)
-        ]
+    def _take(self, entries: list[tuple[int, list[Tensor]]]) -> list[list[Tensor]]:
+        """Per model the batches of a block, by ascending index."""
+        rows = [own for _, own in sorted(entries, key=lambda entry: entry[0])]
+        self.held -= _bytes(rows)
+        return [list(torch.stack(list(images)).split(self.batch)) for images in zip(*rows, strict=True)]
 
     def notes(self) -> tuple[str, ...]:
         if not self.left_out:
@@ -209,5 +236,5 @@ class Blocks:
         )
 
 
-def _bytes(own: list[list[Tensor]]) -> int:
-    return sum(x.numel() * x.element_size() for layers in own for x in layers)
+def _bytes(rows: Iterable[Iterable[Tensor]]) -> int:
+    return sum(x.numel() * x.element_size() for row in rows for x in row)
