@@ -79,6 +79,52 @@ def test_lines_of_models_with_different_depths_and_spectra_with_zeros_are_drawn(
     assert [tip.partition(":")[0] for tip in marks(lines.panels[0])].count("b, layer 3") == 1
 
 
+def test_a_spectrum_says_its_layer_and_direction_as_far_as_the_axis_goes() -> None:
+    values = np.array([2.0, 1.0, 1e-5, 0.0])
+    assert marks(plots.spectra("s", "S", {"a": [values, np.zeros(3)]}).panels[0]) == [
+        "a, layer 1, direction 1 of 4: 1 of the largest",
+        "a, layer 1, direction 2 of 4: 0.5 of the largest",
+    ]
+    long = np.linspace(1, 0.5, 768)
+    said = marks(plots.spectra("s", "S", {"a": [long]}).panels[0])
+    assert len(said) == 48 and said[-1] == "a, layer 1, direction 768 of 768: 0.5 of the largest"
+
+
+def test_training_curves_say_run_step_and_value() -> None:
+    runs = {
+        "a": (np.array([1.0, 2.0, 3.0]), np.array([2.0, np.nan, 1.0])),
+        "b": (np.arange(900.0), np.ones(900)),
+    }
+    (panel,) = plots.run_curves("t", "T", {"train/box_loss": runs}).panels
+    said = marks(panel)
+    assert said[:2] == ["a, step 1: train/box loss 2", "a, step 3: train/box loss 1"]
+    assert len(said) == 50 and all(text.startswith("b, step ") for text in said[2:])
+
+
+def test_axes_of_two_models_name_both_and_cut_long_names_at_the_front() -> None:
+    names = ("a", "random:timm:swinv2_tiny_window8_256")
+    (panel,) = plots.heat_maps("c", "C", [plots.HeatMap("a and b", np.full((1, 2), 0.5), names)]).panels
+    axes = plots.panel_of(panel)[0].axes[0]
+    assert (axes.get_ylabel(), axes.get_xlabel()) == ("layer of a", "layer of timm:swinv2_tiny_window8_256")
+    assert marks(panel)[1] == "a, layer 1, random:timm:swinv2_tiny_window8_256, layer 2: 0.500"
+    (panel,) = plots.heat_maps("c", "C", [plots.HeatMap("", np.ones((1, 1)), ("b" * 40, "a"))]).panels
+    assert plots.panel_of(panel)[0].axes[0].get_ylabel() == "layer of …" + 29 * "b"
+
+
+def test_a_model_keeps_its_colour_in_every_chart() -> None:
+    """A chart that leaves out the first model draws the second as the others do."""
+    one = plots.Heads("b", [np.array([0.5])], colour=1)
+    dots = plots.panel_of(plots.head_dots("d", "D", [one], "kl").panels[0])[0].axes[0].lines[0]
+    lines = plots.layer_lines("l", "L", {"b": [1.0, 2.0]}, "rank", colours={"a": 0, "b": 1})
+    assert plots.panel_of(lines.panels[0])[0].axes[0].lines[0].get_color() == dots.get_color()
+
+
+def test_a_row_without_a_first_picture_still_has_its_name() -> None:
+    cell = np.zeros((4, 6, 3))
+    sheet = plots.Sheet("s", "S", ("image", "head 0"), ("layer 1", "layer 2"), ((cell, cell), (None, cell)))
+    assert [axes.get_ylabel() for axes in plots.sheet_figure(sheet).axes] == ["layer 1", "", "layer 2", ""]
+
+
 def test_a_sheet_has_a_picture_for_each_cell_but_the_empty_ones(tmp_path: Path) -> None:
     cell = np.zeros((4, 6, 3))
     sheet = plots.Sheet("s", "S", ("one", "two"), ("a", "b"), ((cell, None), (cell, cell)))

@@ -2,6 +2,7 @@
 clicked, and a picture of each section that is not empty. Skipped where there is no Chromium.
 """
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,14 +18,20 @@ pytestmark = pytest.mark.skipif(
 )
 
 SMALL = ("data.size=48", "encoder.patch=8", "train.precision=fp32")
+TIP = "document.getElementById('tip')"
 DRAWN = "document.getElementById('viewer').dataset.drawn"
-SECTIONS = ("summary", "attention", "maps", "likeness", "directions", "features", "settings")
+SECTIONS = ("summary", "attention", "maps", "likeness", "directions", "features", "training", "settings")
 
 
 @pytest.fixture(scope="module")
 def report(few: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    models = ["random:vit:48x3x3", "random:vit:64x4x4"]
-    return mimkit.analyze(models, few, SMALL, tmp_path_factory.mktemp("analysis") / "out", images=8).report
+    folder = tmp_path_factory.mktemp("analysis")
+    for name, slope in (("steep", 0.1), ("gentle", 0.02)):
+        rows = [json.dumps({"step": step, "loss": 1.0 - slope * step}) for step in range(1, 6)]
+        (folder / name).mkdir()
+        (folder / name / "metrics.jsonl").write_text("\n".join(rows) + "\n")
+    models, runs = ["random:vit:48x3x3", "random:vit:64x4x4"], [folder / "steep", folder / "gentle"]
+    return mimkit.analyze(models, few, SMALL, folder / "out", images=8, runs=runs).report
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +72,26 @@ def test_a_dot_says_whose_it_is_when_it_is_pointed_at(page: Page) -> None:
     assert said.startswith("random:vit:64x4x4, layer 2,") and said.endswith(" px")
     page.move(2, 2)
     page.wait_for("document.getElementById('tip').hidden")
+
+
+@pytest.mark.parametrize(
+    ("mark", "says"),
+    [
+        ("#cka-0-cell-2-3 path", "layer 2, layer 3: "),
+        ("#cka-between-0-cell-3-4 path", "random:vit:48x3x3, layer 3, random:vit:64x4x4, layer 4: "),
+        ("#spectrum-1-line-3 use:nth-of-type(2)", "random:vit:64x4x4, layer 4, direction "),
+        ("#training-0-run-1 use:nth-of-type(5)", "gentle, step 5: loss 0.9"),
+    ],
+)
+def test_cells_spectra_and_training_curves_speak_too(page: Page, mark: str, says: str) -> None:
+    x, y = middle(page, mark)
+    size = page.js(f"document.querySelector(`{mark}`).getBoundingClientRect().width")
+    off = 0.4 * size if size > 20 else 0  # far from the middle of a large cell, still on it
+    page.move(x + off, y + off)
+    tip = page.wait_for(f"(t => !t.hidden && t.textContent.startsWith('{says}') && t.textContent)({TIP})")
+    assert tip.removeprefix(says).strip() or says[-1] != " "
+    page.move(2, 2)
+    page.wait_for(f"{TIP}.hidden")
 
 
 def test_the_arrow_keys_read_the_dots_of_a_chart(page: Page) -> None:

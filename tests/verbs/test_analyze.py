@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import mimkit
+from mimkit.analysis.headline import headline
 from mimkit.cli import main
 from mimkit.data.sources import open_source
 from mimkit.errors import DataError, UserError
@@ -164,6 +165,18 @@ def test_a_model_without_attention_gets_what_applies_and_a_word_about_it(
     assert figures <= drawn and "distance" not in drawn
 
 
+def test_where_only_some_blocks_attend_the_page_says_how_layers_are_counted(
+    faces: Path, tmp_path: Path
+) -> None:
+    model, only = "random:mcmae:24-32-48x1-1-2x3", ["attention", "spectrum"]
+    found = analyze([model], faces, tmp_path / "out", images=4, only=only, overrides=["data.size=64"])
+    assert (
+        f"2 of the 4 blocks of {model} attend; layers of attention are counted among those" in found.notes[0]
+    )
+    names, rows = headline(found.study)
+    assert rows[0][names.index("layers")] == "4 (2 attend)"
+
+
 def test_windows_other_depths_and_other_sizes_stand_side_by_side_with_a_word(
     faces: Path, tmp_path: Path
 ) -> None:
@@ -184,9 +197,13 @@ def test_a_model_of_transformers_is_looked_into(faces: Path, tmp_path: Path) -> 
     sizes = {"hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 3}
     config = transformers.Dinov2Config(**sizes, image_size=56, patch_size=14)
     transformers.Dinov2Model(config).save_pretrained(tmp_path / "dino")
-    found = analyze([f"hf:{tmp_path / 'dino'}"], faces, tmp_path / "out")
-    assert len(found.study.models[0].attention.layers) == 3
-    assert found.study.models[0].size == (56, 56)
+    found = analyze([f"hf:{tmp_path / 'dino'}"], faces, tmp_path / "out", labels=True, images=20)
+    (model,) = found.study.models
+    assert len(model.attention.layers) == 3 and model.size == (56, 56) and not found.notes
+    assert {row.layer for row in model.probes.rows} == {1, 2, 3}
+    assert model.probes.stored_mib == pytest.approx(20 * 3 * 48 * 4 / 2**20)
+    settings = dict(found.study.settings)
+    assert "MiB of features held" in settings["probes"] and "images and features held" in settings["CKA"]
 
 
 def test_two_models_of_one_name_are_told_apart(faces: Path, tmp_path: Path) -> None:

@@ -46,8 +46,13 @@ def _parameters(model: Inspection) -> str:
 
 
 def _layers(model: Inspection) -> str:
-    found = model.attention or model.kernels or model.layers
-    return NONE if found is None else str(len(found.layers))
+    blocks = model.layers or model.attention or model.kernels
+    if blocks is None:
+        return NONE
+    attending = None if model.attention is None else len(model.attention.layers)
+    return f"{len(blocks.layers)}" + (
+        f" ({attending} attend)" if attending not in (None, len(blocks.layers)) else ""
+    )
 
 
 def _kernels(model: Inspection) -> str:

@@ -24,8 +24,9 @@ from mimkit.analysis.subjects import (
     name_of,
     prefix_tokens,
 )
-from mimkit.encoders.base import Encoder
+from mimkit.encoders.base import Encoder, Features
 from mimkit.errors import UserError
+from mimkit.masks import Mask
 
 NUMBERED = re.compile(r"(^|.*\.)(blocks|layers?|stages?)_?\d*\.\d+$")
 
@@ -145,6 +146,34 @@ def dense_features(
         final = final_map(model, forward_of(model), x)
     made = {name: map_of(outputs[name], model, images).cpu() for name in names}
     return made if final is None else made | {"final": final.cpu()}
+
+
+class Layered(Encoder):
+    """Any model as an encoder to read from, such as one of transformers: its blocks are the layers, and behind the
+    last one stands its final norm.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model, self.names = model, block_names(model)
+        self.depth = len(self.names)
+
+    def forward(
+        self,
+        images: Tensor,
+        mask: Mask | None = None,
+        mask_token: Tensor | None = None,
+        sizes: Tensor | None = None,
+        layers: Sequence[int] = (),
+    ) -> Features:
+        if mask is not None or sizes is not None:
+            raise UserError("A foreign model reads whole images of one size.")
+        wanted = {layer: self.names[layer - 1] for layer in {*layers, self.depth}}
+        with tapping(self.model, list(wanted.values())) as outputs:
+            final = final_map(self.model, forward_of(self.model), images)
+        maps = {layer: map_of(outputs[name], self.model, images) for layer, name in wanted.items()}
+        last = maps[self.depth] if final is None else final
+        return Features((last,), layers={layer: Features((maps[layer],)) for layer in layers})
 
 
 def final_map(model: Any, run: Any, x: Tensor) -> Tensor | None:

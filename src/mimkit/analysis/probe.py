@@ -60,6 +60,7 @@ class ProbeTable:
     """All probes of an encoder. best: the most accurate row of the trained weights. chance: share of the largest class.
 
     images: how many were read; tested: those of the given test split, 0 with cross-validation. skipped: unreadable.
+    stored_mib: features of all layers and images, which are held together.
     """
 
     rows: tuple[ProbeRow, ...]
@@ -69,6 +70,7 @@ class ProbeTable:
     folds: int
     tested: int = 0
     skipped: int = 0
+    stored_mib: float = 0.0
 
     @property
     def best(self) -> ProbeRow:
@@ -197,6 +199,7 @@ def probe(
         asked, answers, more = collect(encoders, test, layers, poolings, device)
         skipped += more
         splits = [(np.ones(len(labels), dtype=bool), np.ones(len(answers), dtype=bool))]
+    features = [*known.values(), *(asked.values() if asked is not known else ())]
     rows = []
     for key in known:
         say(f"probing the {POOLINGS[key[2]]} of layer {key[1]}, {key[0]} weights")
@@ -222,6 +225,7 @@ def probe(
         folds=len(splits),
         tested=0 if test is None else len(answers),
         skipped=skipped,
+        stored_mib=sum(x.numel() * x.element_size() for x in features) / 2**20,
     )
 
 

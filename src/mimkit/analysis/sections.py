@@ -4,8 +4,9 @@ A section exists where some model has numbers for it, so a page about a convolut
 shorter, not emptier. What stands under the charts is in `reading`.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -73,24 +74,30 @@ def _sheets(study: Study, kind: str) -> Iterator[Item]:
         yield _item(kind, *found)
 
 
+def _colours(study: Study) -> dict[str, int]:
+    """The place of each model in the cycle of colours, the same in all charts."""
+    return {model.label: place for place, model in enumerate(study.models)}
+
+
 def _attention(study: Study) -> Iterator[Item]:
     models = [model for model in study.models if model.attention is not None]
     if not models:
         return
-    distance = _dots(
+    dots = partial(_dots, _colours(study))
+    distance = dots(
         models, "distance", "Attention distance", "distance (px)", lambda one: one.uniform_distance
     )
     yield _item("distance", distance)
     if len({model.size for model in models}) > 1 or any(_windowed(model) for model in models):
         title = "Distance over that of uniform attention"
-        yield _item("relative-distance", _dots(models, "relative_distance", title, "share of uniform"))
+        yield _item("relative-distance", dots(models, "relative_distance", title, "share of uniform"))
     yield _item(
         "entropy",
-        _dots(models, "entropy", "Entropy of attention", "entropy (nats)", lambda one: one.uniform_entropy),
+        dots(models, "entropy", "Entropy of attention", "entropy (nats)", lambda one: one.uniform_entropy),
     )
     several = [model for model in models if model.attention is not None and _several_heads(model.attention)]
     if several:
-        yield _item("kl", _dots(several, "kl", "How much heads differ", "KL divergence (nats)"))
+        yield _item("kl", dots(several, "kl", "How much heads differ", "KL divergence (nats)"))
 
 
 def _several_heads(found: AttentionStatistics) -> bool:
@@ -102,6 +109,7 @@ def _windowed(model: Inspection) -> bool:
 
 
 def _dots(
+    colours: Mapping[str, int],
     models: Sequence[Inspection],
     metric: str,
     title: str,
@@ -112,9 +120,8 @@ def _dots(
     for model in models:
         layers = model.attention.layers if model.attention is not None else ()
         values = [layer.by_head()[metric] for layer in layers]
-        series.append(
-            plots.Heads(model.label, values, [uniform(layer) for layer in layers] if uniform else None)
-        )
+        even = [uniform(layer) for layer in layers] if uniform else None
+        series.append(plots.Heads(model.label, values, even, colour=colours[model.label]))
     return plots.head_dots(metric.replace("_", "-"), title, series, label, _unit(label))
 
 
@@ -127,24 +134,26 @@ def _kernels(study: Study) -> Iterator[Item]:
     models = [model for model in study.models if model.kernels is not None]
     if not models:
         return
+    colours = _colours(study)
     yield _item(
         "kernel-distance",
-        _channels(models, "kernel-distance", "Kernel distance", "distance (px)",
+        _channels(colours, models, "kernel-distance", "Kernel distance", "distance (px)",
                   lambda one: one.distance, lambda one: one.uniform_distance),
     )  # fmt: skip
     yield _item(
         "kernel-entropy",
-        _channels(models, "kernel-entropy", "Kernel entropy", "entropy (nats)",
+        _channels(colours, models, "kernel-entropy", "Kernel entropy", "entropy (nats)",
                   lambda one: one.entropy, lambda one: one.uniform_entropy),
     )  # fmt: skip
     kl = {m.label: [layer.kl for layer in m.kernels.layers] for m in models if m.kernels is not None}
     yield _item(
         "kernel-kl",
-        plots.layer_lines("kernel-kl", "How much channels differ", kl, "KL divergence (nats)", zero=True),
+        plots.layer_lines("kernel-kl", "How much channels differ", kl, "KL divergence (nats)", True, colours),
     )
 
 
 def _channels(
+    colours: Mapping[str, int],
     models: Sequence[Inspection],
     name: str,
     title: str,
@@ -165,6 +174,7 @@ def _channels(
                 [marks.tolist() for marks in kept],
                 [float(values(one).mean()) for one in layers],
                 "channel",
+                colours[model.label],
             )
         )
     return plots.head_dots(name, title, series, label, _unit(label))
@@ -178,7 +188,7 @@ def _likeness(study: Study) -> Iterator[Item]:
         plots.HeatMap(
             f"{one.model_a} and {one.model_b}",
             one.values,
-            (f"layer of {one.model_a[-24:]}", f"layer of {one.model_b[-24:]}"),
+            (one.model_a, one.model_b),
         )
         for one in study.cross
     ]
@@ -196,19 +206,22 @@ def _directions(study: Study) -> Iterator[Item]:
     models = {model.label: model.layers.layers for model in study.models if model.layers is not None}
     if not models:
         return
+    colours = _colours(study)
     rank = {
         name: [one.effective_rank / len(one.singular) for one in layers] for name, layers in models.items()
     }
     yield _item(
         "effective-rank",
-        plots.layer_lines("effective-rank", "Effective rank", rank, "share of all directions", zero=True),
+        plots.layer_lines("effective-rank", "Effective rank", rank, "share of all directions", True, colours),
     )
     singular = {name: [one.singular for one in layers] for name, layers in models.items()}
     yield _item("spectrum", plots.spectra("spectrum", "Spectrum of the features", singular))
     waves = {name: [one.high_minus_low for one in layers] for name, layers in models.items()}
     yield _item(
         "frequencies",
-        plots.layer_lines("frequencies", "Fine against coarse", waves, "log amplitude, high - low"),
+        plots.layer_lines(
+            "frequencies", "Fine against coarse", waves, "log amplitude, high - low", False, colours
+        ),
     )
 
 

@@ -5,7 +5,9 @@ chart is drawn twice from the same panels: all of them side by side for a file, 
 them out as its reader's screen allows. A panel's `draw` gives back tips: what a reader is told who points at a mark.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import re
+import textwrap
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,8 +21,11 @@ from mimkit.plots.curves import (
     Series,
     draw_lines,
     draw_probe_layers,
+    finite,
     head,
     legend,
+    make_room,
+    thin,
     tidy,
     words,
 )
@@ -33,6 +38,7 @@ if TYPE_CHECKING:
 
 Tips = dict[str, list[str]]
 """Group of marks (its gid) -> what is said of each mark, in the order in which they were drawn."""
+SPOKEN = 48  # points of a long line that say what they are
 SHALLOW_TO_DEEP = ("#8fc7b8", "#4fa39b", "#237886", "#0e4a63")
 """Lines of layers; a page turns the order of lightness round on a dark ground."""
 
@@ -60,6 +66,7 @@ class Heads:
     """One model's values of one measure. values: (H,) for each layer. uniform: of a layer that looks alike at all.
 
     marks: which head or channel each value is of; None counts from 0. means: the line; None takes the means.
+    colour: a place in the cycle of colours, the model's own in every chart.
     """
 
     model: str
@@ -68,15 +75,32 @@ class Heads:
     marks: Sequence[Sequence[int]] | None = None
     means: Sequence[float] | None = None
     mark: str = "head"
+    colour: int = 0
 
 
 @dataclass(frozen=True)
 class HeatMap:
-    """values (rows, columns) between layers, numbered from 1. labels: what the axes count."""
+    """values (rows, columns) between layers, numbered from 1. models: whose the rows and the columns are, where that
+    differs.
+    """
 
     title: str
     values: np.ndarray
-    labels: tuple[str, str] = ("layer", "layer")
+    models: tuple[str, str] = ("", "")
+
+    def label(self, axis: int) -> str:
+        return f"layer of {brief(self.models[axis])}" if self.models[axis] else "layer"
+
+    def said(self, axis: int, place: int) -> str:
+        own = self.models[axis]
+        return f"{own}, layer {place + 1}" if own else f"layer {place + 1}"
+
+
+def brief(name: str, most: int = 30) -> str:
+    """A name that fits along an axis: what stands in front of colons and slashes goes first."""
+    while len(name) > most and (rest := re.split("[:/]", name, maxsplit=1)[1:]):
+        name = rest[0]
+    return name if len(name) <= most else f"…{name[1 - most :]}"
 
 
 def panel_of(panel: ChartPanel) -> tuple["Figure", Tips]:
@@ -91,14 +115,14 @@ def chart_figure(chart: Chart, columns: int = 3) -> "Figure":
     """All panels of a chart, side by side in rows of at most `columns`."""
     from matplotlib.figure import Figure
 
-    columns = min(columns, len(chart.panels))
+    columns = 2 if len(chart.panels) == 4 else min(columns, len(chart.panels))
     rows = -(-len(chart.panels) // columns)
     width, height = (max(panel.size[i] for panel in chart.panels) for i in (0, 1))
     figure = Figure(figsize=(columns * width, rows * height + 0.4), dpi=DPI, layout="constrained")
     cells = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes, panel in zip(cells, chart.panels, strict=False):
         panel.draw(axes)
-        head(axes, panel.title)
+        head(axes, textwrap.fill(panel.title, int(9 * panel.size[0])))
     for axes in cells[len(chart.panels) :]:
         axes.set_axis_off()
     figure.suptitle(chart.title, fontsize=12, color=INK)
@@ -119,12 +143,12 @@ def head_dots(
     margin = 0.07 * (high if from_zero else high - low) or 0.1
     limits = (0.0 if from_zero else low - margin, high + margin)
 
-    def panel(place: int, one: Heads) -> ChartPanel:
+    def panel(one: Heads) -> ChartPanel:
         return ChartPanel(
-            one.model, lambda axes: _draw_heads(axes, one, CYCLE[place % 6], ylabel, unit, limits)
+            one.model, lambda axes: _draw_heads(axes, one, CYCLE[one.colour % 6], ylabel, unit, limits)
         )
 
-    return Chart(name, title, tuple(panel(place, one) for place, one in enumerate(models)))
+    return Chart(name, title, tuple(panel(one) for one in models))
 
 
 def _draw_heads(
@@ -188,14 +212,14 @@ def _draw_heat(axes: "Axes", one: HeatMap, low: float) -> Tips:
     from matplotlib.colors import Normalize
     from matplotlib.patches import Rectangle
 
-    tidy(axes, one.labels[1], one.labels[0])
+    tidy(axes, one.label(1), one.label(0))
     scale, colours = Normalize(low, 1.0), colormaps["cividis"]
     tips: Tips = {}
     for (row, column), value in np.ndenumerate(one.values):
         gid = f"cell-{row + 1}-{column + 1}"
         colour = colours(scale(float(np.clip(value, low, 1)))) if np.isfinite(value) else "none"
         axes.add_patch(Rectangle((column + 0.5, row + 0.5), 1.02, 1.02, color=colour, linewidth=0, gid=gid))
-        tips[gid] = [f"{one.labels[0]} {row + 1}, {one.labels[1]} {column + 1}: {value:.3f}"]
+        tips[gid] = [f"{one.said(0, row)}, {one.said(1, column)}: {value:.3f}"]
     rows, columns = one.values.shape
     number_layers(axes, columns)
     axes.set(xlim=(0.5, columns + 0.5), ylim=(0.5, rows + 0.5))
@@ -211,9 +235,14 @@ def _draw_heat(axes: "Axes", one: HeatMap, low: float) -> Tips:
 
 
 def layer_lines(
-    name: str, title: str, lines: Mapping[str, Sequence[float]], ylabel: str, zero: bool = False
+    name: str,
+    title: str,
+    lines: Mapping[str, Sequence[float]],
+    ylabel: str,
+    zero: bool = False,
+    colours: Mapping[str, int] | None = None,
 ) -> Chart:
-    """A line a model over its layers, on one pair of axes. zero: the axis begins at 0."""
+    """A line a model over its layers, on one pair of axes. zero: the axis begins at 0. colours: as `Heads.colour`."""
 
     def draw(axes: "Axes") -> Tips:
         tidy(axes, "layer", ylabel)
@@ -221,7 +250,8 @@ def layer_lines(
         for place, (model, given) in enumerate(lines.items()):
             kept = np.flatnonzero(np.isfinite(given))
             layers, values = kept + 1, np.asarray(given, dtype=float)[kept]
-            colour, marker = CYCLE[place % 6], MARKERS[place % 4]
+            own = place if colours is None else colours[model]
+            colour, marker = CYCLE[own % 6], MARKERS[own % 4]
             axes.plot(layers, values, color=colour, linewidth=1.5, marker=marker, markersize=5, label=model)
             if len(kept):
                 axes.scatter(layers, values, s=26, color=colour, marker=marker, zorder=3, gid=f"line-{place}")
@@ -231,7 +261,8 @@ def layer_lines(
         if zero:
             axes.set_ylim(0, 1.08 * max(0.01, *(float(np.nanmax(values)) for values in lines.values())))
         if len(lines) > 1:
-            legend(axes, "best")
+            make_room(axes, len(lines))
+            legend(axes, "upper left", 2)
         return tips
 
     return Chart(name, title, (ChartPanel("", draw, (6.4, 3.3)),))
@@ -244,25 +275,37 @@ def spectra(name: str, title: str, models: Mapping[str, Sequence[np.ndarray]]) -
     """
 
     def panel(model: str, layers: Sequence[np.ndarray]) -> ChartPanel:
-        return ChartPanel(model, lambda axes: _draw_spectra(axes, layers))
+        return ChartPanel(model, lambda axes: _draw_spectra(axes, model, layers))
 
     return Chart(name, title, tuple(panel(model, layers) for model, layers in models.items()))
 
 
-def _draw_spectra(axes: "Axes", layers: Sequence[np.ndarray]) -> Tips:
+def _draw_spectra(axes: "Axes", model: str, layers: Sequence[np.ndarray], lowest: float = 1e-4) -> Tips:
     tidy(axes, "direction, share of all", "singular value / largest")
+    tips: Tips = {}
     shown = evenly(len(layers), len(SHALLOW_TO_DEEP))
     colours = SHALLOW_TO_DEEP[len(SHALLOW_TO_DEEP) - len(shown) :]
     for number, colour in zip(shown, colours, strict=True):
         values = layers[number][layers[number] > 0]
         if len(values):
-            x = (np.arange(len(values)) + 0.5) / len(layers[number])
-            axes.plot(x, values / values[0], color=colour, linewidth=1.6, label=f"layer {number + 1}")
+            x, values = (np.arange(len(values)) + 0.5) / len(layers[number]), values / values[0]
+            axes.plot(x, values, color=colour, linewidth=1.6, label=f"layer {number + 1}")
+            spoken, of = evenly(int((values >= lowest).sum()), SPOKEN), len(layers[number])
+            tips[f"line-{number}"] = [
+                f"{model}, layer {number + 1}, direction {i + 1} of {of}: {values[i]:.3g} of the largest"
+                for i in spoken
+            ]
+            _unseen(axes, x[spoken], values[spoken], f"line-{number}")
     axes.set_yscale("log")
-    axes.set_ylim(1e-4, 1.5)
+    axes.set_ylim(lowest, 1.5)
     axes.set_xlim(0, 1)
     legend(axes, "lower left")
-    return {}
+    return tips
+
+
+def _unseen(axes: "Axes", x: Sequence[float] | np.ndarray, y: Sequence[float] | np.ndarray, gid: str) -> None:
+    """Marks that are not seen until a page's reader points at them."""
+    axes.scatter(x, y, s=30, color=INK, alpha=0, linewidths=0, gid=gid)
 
 
 def probe_chart(models: Mapping[str, tuple[Sequence[ProbeCurve], float]]) -> Chart:
@@ -287,7 +330,7 @@ def _draw_probes(axes: "Axes", model: str, curves: Sequence[ProbeCurve], chance:
     tips: Tips = {}
     for place, curve in enumerate(curves):
         values = [100 * float(value) for value in curve.accuracy]
-        axes.scatter(curve.layers, values, s=30, color=CYCLE[place % 6], alpha=0, gid=f"probe-{place}")
+        _unseen(axes, curve.layers, values, f"probe-{place}")
         said = zip(curve.layers, values, strict=True)
         tips[f"probe-{place}"] = [f"{model}, layer {n}, {curve.label}: {v:.1f} %" for n, v in said]
     return tips
@@ -299,8 +342,17 @@ def run_curves(name: str, title: str, parts: Mapping[str, Mapping[str, Series]])
     def panel(part: str, runs: Mapping[str, Series]) -> ChartPanel:
         def draw(axes: "Axes") -> Tips:
             draw_lines(axes, runs, words(part))
-            return {}
+            return dict(_say_runs(axes, words(part), runs))
 
         return ChartPanel(words(part), draw)
 
     return Chart(name, title, tuple(panel(part, runs) for part, runs in parts.items()))
+
+
+def _say_runs(axes: "Axes", part: str, runs: Mapping[str, Series]) -> Iterator[tuple[str, list[str]]]:
+    """Marks along each line, as it is drawn: means over a few steps of a long run."""
+    for place, (run, series) in enumerate(runs.items()):
+        steps, values = thin(*finite(series))[:2]
+        spoken = evenly(len(steps), SPOKEN)
+        _unseen(axes, steps[spoken], values[spoken], f"run-{place}")
+        yield f"run-{place}", [f"{run}, step {steps[i]:.0f}: {part} {values[i]:.4g}" for i in spoken]

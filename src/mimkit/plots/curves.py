@@ -122,7 +122,7 @@ def draw_loss(axes: "Axes", loss: Series, trivial: Mapping[str, float], fixed: S
     axes.set_ylim(bottom - margin, top + margin)
     far = _beyond({name: value for name, value in trivial.items() if name not in near})
     rows = -(-(len(near) + bool(far)) // 2) + max(0, len(far) - 1)
-    _make_room(axes, 2 * rows)
+    make_room(axes, 2 * rows)
     for (name, value), colour, dash in zip(
         near.items(), (VERMILLION, GREEN, PURPLE, ORANGE), DASHES, strict=False
     ):
@@ -158,7 +158,7 @@ def draw_lines(
     if zero:
         axes.set_ylim(0, 1.1 * max(axes.get_ylim()[1], 0.01))
     if any(lines):
-        _make_room(axes, len(lines))
+        make_room(axes, len(lines))
         legend(axes, "upper right", 2)
     if percent:
         _cap(axes, 1)
@@ -198,7 +198,7 @@ def draw_probe_layers(
         beyond: dict[str, Any] = {"loc": "center left", "bbox_to_anchor": (1.06, 0.5)}
         axes.legend(frameon=False, fontsize=8, labelcolor=INK, handlelength=2.6, **beyond)
     else:
-        _make_room(axes, len(curves))
+        make_room(axes, len(curves))
         legend(axes, "upper right", 2)
     _cap(axes, 100)
 
@@ -244,7 +244,7 @@ def _cap(axes: "Axes", limit: float) -> None:
     axes.set_yticks([tick for tick in axes.get_yticks() if low <= tick <= min(high, limit)])
 
 
-def _make_room(axes: "Axes", entries: int) -> None:
+def make_room(axes: "Axes", entries: int) -> None:
     """Lift the upper limit so that a legend of two columns stands above the lines: a row takes a tenth of a chart."""
     low, high = axes.get_ylim()
     share = min(0.55, 0.06 + 0.1 * -(-entries // 2)) if entries else 0.0

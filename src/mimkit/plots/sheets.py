@@ -37,10 +37,12 @@ def sheet_figure(sheet: Sheet) -> "Figure":
     figure, place = canvas(len(sheet.columns), len(sheet.rows), (CELL, tall), sheet.title, head=18, left=18)
     for y, row in enumerate(sheet.cells):
         for x, image in enumerate(row):
-            if image is None:
+            if image is None and x > 0:
                 continue
             axes = place(x, y)
-            show_image(axes, image, CELL)
+            show_image(
+                axes, np.ones_like(first) if image is None else image, CELL
+            )  # an empty one bears its row's name
             if y == 0:
                 axes.set_title(short(sheet.columns[x], CELL, start=True), fontsize=9, color=INK, pad=4)
             if x == 0:

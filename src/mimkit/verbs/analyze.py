@@ -145,6 +145,8 @@ def _study(
 ) -> Study:
     first = samples[0]
     skipped = list(dict.fromkeys(name for sample in samples for name in sample.skipped))
+    alike = [*(model.cka for model in found), *cross]
+    probes = [model.probes.stored_mib for model in found if model.probes is not None]
     read = len(first.ids) - len(first.skipped)
     settings = [
         (
@@ -160,8 +162,10 @@ def _study(
         ),
         (
             "CKA",
-            "linear, outputs of blocks, all tokens of an image in a row, unbiased HSIC over blocks of 256 images",
+            "linear, outputs of blocks, all tokens of an image in a row, unbiased HSIC over blocks of 256 images"
+            + _held("images and features", [one.stored_mib for one in alike if one is not None]),
         ),
+        *([("probes", "means over patches of every layer" + _held("features", probes))] if probes else []),
         ("devices", ", ".join(dict.fromkeys(str(sample.runner.device) for sample in samples)) + ", float32"),
     ]
     if skipped:
@@ -169,6 +173,11 @@ def _study(
     return Study(
         tuple(found), first.source.name, read, tuple(settings), tuple(cross), notes=tuple(_together(found))
     )
+
+
+def _held(what: str, mib: Sequence[float]) -> str:
+    """What an analysis that cannot stream holds in memory."""
+    return f"; at most {max(mib):.3g} MiB of {what} held at once" if mib else ""
 
 
 def _together(found: Sequence[Inspection]) -> list[str]:
@@ -181,6 +190,13 @@ def _together(found: Sequence[Inspection]) -> list[str]:
             f"The models read images of different sizes ({listed}): compare distances as shares of uniform attention, "
             "not in pixels."
         )
+    for model in found:
+        attending, blocks = (len(one.layers) if one else 0 for one in (model.attention, model.layers))
+        if 0 < attending < blocks:
+            notes.append(
+                f"{attending} of the {blocks} blocks of {model.label} attend; layers of attention are counted among "
+                "those, all others among all blocks."
+            )
     depths = {m.label: len(m.attention.layers) for m in found if m.attention is not None}
     if len(set(depths.values())) > 1:
         listed = ", ".join(f"{label} {depth}" for label, depth in depths.items())

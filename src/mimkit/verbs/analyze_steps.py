@@ -17,6 +17,7 @@ from mimkit.analysis.attention import attention_statistics
 from mimkit.analysis.cost import parameters
 from mimkit.analysis.inside import Inspection, Study
 from mimkit.analysis.kernels import is_depthwise, kernel_statistics
+from mimkit.analysis.layers import Layered
 from mimkit.analysis.probe import probe
 from mimkit.analysis.report import read_run
 from mimkit.analysis.similarity import cka
@@ -59,10 +60,9 @@ def _layers(sample: Sample) -> dict[str, Any]:
 
 
 def _probes(sample: Sample) -> dict[str, Any]:
-    encoder, recipe = sample.subject.encoder, sample.subject.recipe
-    if encoder is None:
-        raise UserError("Probes know mimkit's and timm's encoders, and this one is of transformers.")
-    torch.manual_seed(recipe.train.seed)
+    subject = sample.subject
+    encoder = subject.encoder or Layered(subject.module)  # of transformers
+    torch.manual_seed(subject.recipe.train.seed)
     every = range(1, encoder.depth + 1)
     table = probe(
         encoder,
@@ -153,8 +153,8 @@ def runs_of(runs: Sequence[str | Path], models: Sequence[str | Path]) -> dict[st
 
     Raises UserError for one of `runs` that is no run.
     """
-    folders = [Path(run).expanduser() for run in runs]
-    folders += [folder for model in models if ((folder := Path(model).expanduser()) / METRICS).is_file()]
+    folders = [folder for model in models if ((folder := Path(model).expanduser()) / METRICS).is_file()]
+    folders += [Path(run).expanduser() for run in runs]  # last, so that models keep their colours
     found: dict[str, dict[str, Any]] = {}
     for folder in dict.fromkeys(folder.resolve() for folder in folders):
         run = read_run(folder)

@@ -19,7 +19,7 @@
 
   const centre = (mark) => {
     const box = mark.getBoundingClientRect();
-    return [box.left + box.width / 2, box.top + box.height / 2];
+    return [box.left + box.width / 2, box.top + box.height / 2, Math.hypot(box.width, box.height) / 2];
   };
 
   document.querySelectorAll(".plot").forEach((plot) => {
@@ -27,11 +27,11 @@
     if (!marks.length) return;
     let at = -1;
     const point = (event) => {
-      let best = null, least = REACH * REACH;
+      let best = null, least = Infinity;
       marks.forEach((mark, place) => {
-        const [x, y] = centre(mark);
-        const away = (x - event.clientX) ** 2 + (y - event.clientY) ** 2;
-        if (away <= least) { least = away; best = mark; at = place; }
+        const [x, y, size] = centre(mark);
+        const away = Math.hypot(x - event.clientX, y - event.clientY);
+        if (away <= Math.min(least, Math.max(REACH, size))) { least = away; best = mark; at = place; }
       });
       say(best, event.clientX, event.clientY);
     };
