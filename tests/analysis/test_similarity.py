@@ -90,7 +90,7 @@ def test_all_at_once_does_not_depend_on_any_order() -> None:
 def test_it_is_what_grams_of_all_features_give() -> None:
     """Passes side by side say what whole passes say."""
     vit, sums = model(), hsic.Sums("unbiased")
-    outputs = list(analysis.layers.dense_features(vit, IMAGES[:20]).values())[:3]
+    outputs = list(analysis.dense_features(vit, IMAGES[:20]).values())[:3]
     sums.add([x.flatten(1) for x in outputs])
     found = analysis.cka(vit, None, IMAGES[:20].split(6))
     np.testing.assert_allclose(found.values, sums.ratio([("M", found.layers_a)]), atol=1e-12)

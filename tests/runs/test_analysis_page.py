@@ -44,9 +44,10 @@ def page(report: Path) -> Iterator[Page]:
         assert opened.said == [], "the console says something"
 
 
-MIDDLE = """(() => {
+MIDDLE = """(async () => {
   const e = document.querySelector(`%s`);
   e.scrollIntoView({block: "center", behavior: "instant"});
+  await new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)));  // the scroll is on the screen
   const b = e.getBoundingClientRect();
   return [b.left + b.width / 2, b.top + b.height / 2];
 })()"""
