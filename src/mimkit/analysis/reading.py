@@ -40,7 +40,7 @@ READINGS = {
         "models are focused below and broad above.",
     ),
     "kl": Reading(
-        "How much the attention of a head differs from that of the other heads of its layer (Kullback- "
+        "How much the attention of a head differs from that of the other heads of its layer (Kullback-"
         "Leibler divergence).",
         "0 means that heads do the same thing twice. Look at the last layers.",
         "Figure 4: supervised models lose nearly all difference in the last three layers, masked models "
@@ -119,7 +119,7 @@ READINGS = {
     "training": Reading(
         "The loss of each run, and its parts by the names that the method gives them, over steps.",
         "A part that falls faster in one run is learned more easily from its start.",
-        "Figure 7: from masked pre-training a detector's box loss falls faster; from supervised pre- "
+        "Figure 7: from masked pre-training a detector's box loss falls faster; from supervised pre-"
         "training its class loss is lower.",
     ),
 }
