@@ -82,7 +82,7 @@ class Page:
             self.call("Input.dispatchKeyEvent", type=kind, key=key)
 
     def look(self, width: int, height: int, dark: bool = False) -> None:
-        """The size of the screen, and the scheme that the reader prefers."""
+        """The size of the screen and the scheme of a reader who wants no motion, which clicks would miss."""
         self.call(
             "Emulation.setDeviceMetricsOverride",
             width=width,
@@ -90,8 +90,9 @@ class Page:
             deviceScaleFactor=1,
             mobile=False,
         )
-        scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
-        self.call("Emulation.setEmulatedMedia", features=scheme)
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        still = {"name": "prefers-reduced-motion", "value": "reduce"}
+        self.call("Emulation.setEmulatedMedia", features=[scheme, still])
 
     def screenshot(self, path: Path, selector: str = "body") -> Path:
         """A picture of one element, scrolled or not."""

@@ -44,10 +44,9 @@ def page(report: Path) -> Iterator[Page]:
         assert opened.said == [], "the console says something"
 
 
-MIDDLE = """(async () => {
+MIDDLE = """(() => {
   const e = document.querySelector(`%s`);
   e.scrollIntoView({block: "center", behavior: "instant"});
-  await new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)));  // the scroll is on the screen
   const b = e.getBoundingClientRect();
   return [b.left + b.width / 2, b.top + b.height / 2];
 })()"""
