@@ -24,6 +24,7 @@ from mimkit.analysis.layers import block_names, tokens_of
 from mimkit.analysis.probe import frozen
 from mimkit.analysis.subjects import Feed, bare, check_weights, device_of, forward_of, name_of
 from mimkit.analysis.walk import walk
+from mimkit.engine.memory import share_freed_memory
 from mimkit.errors import UserError
 
 EXAMPLES = ("images", "tokens", "pooled")
@@ -96,6 +97,7 @@ def cka(
     layers = [block_names(model) for model in models]
     sums, keeper = Sums(estimator, examples == "tokens"), Blocks(block)
     most = 0
+    share_freed_memory()  # passes run one at a time, and each would keep the scratch of a whole one
     with frozen(*models), torch.compiler.set_stance("force_eager"):  # compiled code may not call the hooks
         for whole in _blocks(keeper, loader, loader_b, len(models), images):
             ready = [_Grams(sums, examples) for _ in models]
