@@ -1,5 +1,6 @@
 """MCMAE from pre-training to classes, as a user does it: fine-tuned, probed, from a run and from a published file."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from small_runs import answer, rows
 
 import mimkit as library
 from mimkit import encoders
-from mimkit.errors import DataError
+from mimkit.errors import DataError, UserError
 from mimkit.tasks.classify import Classifier
 from mimkit.zoo import publisher
 from mimkit.zoo.rules import write
@@ -38,6 +39,15 @@ def test_a_pretrained_encoder_learns_to_tell_faces_and_goes_out_as_published(
     accuracies = finetuned("finetune_mcmae_tiny", faces, run, f"encoder.init={pretrained}", "train.epochs=6")
     assert accuracies[-1] >= 0.8  # 40 images: chance reaches 0.8 once in 10^4
     assert library.evaluate(run).numbers["top1"] == accuracies[-1]
+    exported = library.export(run, "safetensors", tmp_path / "exported").path
+    for model in (run, exported):
+        library.predict(model, faces, out=tmp_path / "answers.jsonl", sheet=tmp_path / "answers.png")
+        lines = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
+        assert len(lines) == 200 and {"face", "other"} == {line["class"] for line in lines}
+    with pytest.raises(
+        UserError, match=r"timm cannot express this model: .*Use --to safetensors or --to onnx"
+    ):
+        library.export(run, "timm", tmp_path / "timm")
     file = library.convert(run, tmp_path / "tuned.pth", to="published").path
     names = torch.load(file, weights_only=True)["model"]
     assert {"fc_norm.weight", "head.weight", "blocks1.0.conv1.weight"} <= set(
