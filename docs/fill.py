@@ -35,7 +35,7 @@ COMPARISON = """## And for fine-tuning?
 
 `mae_tiny` on 32-pixel images, pre-trained without labels on those photographs and on the training images of CIFAR-10,
 and the same network with random weights, compared by [`mimkit compare`](verbs/compare.md) at three shares of the
-labels. `make test-slow ARGS='-s tests/runs/test_comparison.py'` prints it.
+labels; `run` is the pre-trained one. `make test-slow ARGS='-s tests/runs/test_comparison.py'` prints it.
 
 ```text
 {table}
