@@ -244,7 +244,7 @@ def test_transfer_verbs_hand_over_their_arguments(api: FakeApi, capsys: pytest.C
         (["report", "runs/a", "r.html"], "(r.html); what to write is named with --out."),
         (
             ["export", "runs/a", "out", "--to", "timm"],
-            "(out); what to write is named with --out.",
+            "Missing option '--out'.",
         ),
         (["demo", "out"], "(out); what to write is named with --out."),
     ],
