@@ -135,3 +135,14 @@ def test_prefix_tokens_may_be_counted_in_entropy_and_divergence() -> None:
     meter.add([scores])
     assert meter.mean("entropy").tolist() == pytest.approx([math.log(10)] * 2)
     assert meter.mean("distance").tolist() == pytest.approx([geometry.uniform_distance((3, 3))] * 2)
+
+
+def test_batches_leave_no_tensors_of_their_own_behind() -> None:
+    """Small ones that stay, among large ones that come and go, made the heap grow with the number of images."""
+    meter = measures.Meter(geometry.whole((3, 3), (1, 1)))
+    meter.add([torch.randn(2, 4, 9, 9)])
+    kept = {name: total.data_ptr() for name, total in meter.sums.items()}
+    meter.add([torch.randn(3, 4, 9, 9)])
+    assert {name: total.data_ptr() for name, total in meter.sums.items()} == kept
+    assert {len(values) for values in meter.images.values()} == {5}
+    assert all(type(value) is float for values in meter.images.values() for value in values)

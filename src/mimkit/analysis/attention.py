@@ -199,5 +199,5 @@ def _layer(name: str, site: AttentionSite, meter: Meter, order: np.ndarray) -> L
         None if site.window is None else (site.window[0], site.window[1]),
         None if site.shift is None else (site.shift[0], site.shift[1]),
         found.get("js"),
-        {key: torch.cat(parts).numpy()[order] for key, parts in meter.images.items()},
+        {key: np.asarray(values)[order] for key, values in meter.images.items()},
     )

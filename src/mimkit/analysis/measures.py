@@ -106,7 +106,7 @@ class Meter:
     ) -> None:
         self.geometry, self.prefix, self.js, self.include_prefix = geometry, prefix, js, include_prefix
         self.sums: dict[str, Tensor] = {}  # over images: distance, entropy, nmi, mass (H,); kl, js (H, H)
-        self.images: dict[str, list[Tensor]] = {}  # means over heads, or pairs of heads, of each image (B,)
+        self.images: dict[str, list[float]] = {}  # means over heads, or pairs of heads, of each image
         self.count = 0
 
     def mean(self, name: str) -> Tensor:
@@ -177,8 +177,13 @@ class Meter:
         if self.js:
             made["js"] = sums["js"].sum(1) / real.sum()
         self.count += len(cross)
+        # What stays is added in place, or a plain number: a small tensor of each batch, kept among the large ones that
+        # come and go, would leave holes in the heap that nothing fits into, more and more of them.
         for name, value in made.items():
             total = value.sum(0).cpu()
-            self.sums[name] = self.sums[name] + total if name in self.sums else total
+            if name in self.sums:
+                self.sums[name] += total
+            else:
+                self.sums[name] = total
             each = per_head(value) if value.ndim == 3 else value
-            self.images.setdefault(name, []).append(each.mean(1).cpu())
+            self.images.setdefault(name, []).extend(each.mean(1).tolist())
