@@ -205,6 +205,8 @@ def test_of_several_processes_only_the_first_tells_its_story() -> None:
 CTRL_C = """
 import atexit, importlib.abc, os, runpy, signal, sys
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets its background jobs ignore Ctrl-C
+
 def ctrl_c():
     os.kill(os.getpid(), signal.SIGINT)
 
