@@ -29,6 +29,30 @@ with hold(Path(sys.argv[1])):
 """
 
 
+@pytest.fixture(autouse=True)
+def no_grace(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_lock, "GRACE", 0.0)
+
+
+def test_a_holder_that_is_just_ending_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one that was killed is, until the kernel has taken it apart; nobody should have to ask twice."""
+    entered, leave = threading.Event(), threading.Event()
+
+    def former() -> None:
+        with run_lock.hold(tmp_path):
+            entered.set()
+            leave.wait(30)
+
+    thread = threading.Thread(target=former)
+    thread.start()
+    entered.wait(30)
+    monkeypatch.setattr(run_lock, "GRACE", 30.0)
+    threading.Timer(0.3, leave.set).start()
+    with run_lock.hold(tmp_path):
+        assert leave.is_set()
+    thread.join()
+
+
 def test_a_second_holder_is_told_who_the_first_is_and_nothing_stays_behind(tmp_path: Path) -> None:
     with run_lock.hold(tmp_path):
         said = f"{tmp_path} is being trained by process {os.getpid()};"

@@ -109,7 +109,7 @@ def test_a_file_of_a_whole_training_fills_the_method_and_one_of_the_encoder_leav
 
 
 @pytest.mark.parametrize("form", ["detection", "vitdet", "segmentation"])
-@pytest.mark.parametrize("entry", ["pretrain_base_encoder", "pretrain_base_training", "finetuned_base"])
+@pytest.mark.parametrize("entry", ["pretrain_base_encoder", "pretrain_base_training"])
 def test_pre_training_starts_every_form(form: str, entry: str) -> None:
     with torch.device("meta"):
         encoder = encoders.build("mcmae_base", size=(512, 512), form=form)
@@ -119,6 +119,14 @@ def test_pre_training_starts_every_form(form: str, entry: str) -> None:
     assert all(".relative." in name or ".ls" in name for name in fresh)
     resized = [(change.before, change.after) for change in report.resized]
     assert resized == ([] if form == "vitdet" else [("14 x 14", "32 x 32")])
+
+
+@pytest.mark.parametrize("form", ["detection", "vitdet", "segmentation"])
+def test_a_trained_classifier_starts_no_form_for_dense_features(form: str) -> None:
+    with torch.device("meta"):
+        encoder = encoders.build("mcmae_base", size=(512, 512), form=form)
+    with pytest.raises(DataError, match=f"is a trained classifier, .* of the form '{form}'"):
+        load(encoder, Weights(file_of("finetuned_base"), "finetuned_base"))
 
 
 @pytest.mark.parametrize("entry", ["mask_rcnn_fpn_base", "mask_rcnn_vitdet_base", "upernet_base"])

@@ -26,8 +26,9 @@ except ImportError:  # a system that has no such locks
 log = logging.getLogger(__name__)
 
 FILE = ".lock"
-PATIENCE = 180.0  # seconds: a server keeps the locks of a machine that failed for 90 or so
-PAUSE = 2.0  # seconds between two attempts
+GRACE = 5.0  # seconds: a killed process lets go only when the kernel has taken its memory apart
+PATIENCE = 180.0  # seconds, for one's own job: a server keeps the locks of a machine that failed for 90 or so
+PAUSE = 0.5  # seconds between two attempts
 _HELD_ELSEWHERE = {errno.EAGAIN, errno.EWOULDBLOCK, errno.EACCES}
 _held: set[int] = set()
 
@@ -36,8 +37,8 @@ _held: set[int] = set()
 def hold(run: Path) -> Iterator[None]:
     """While this lasts no other process trains the run in the folder `run`, which exists.
 
-    A job that its cluster has put back into the queue waits a while for its former self to be gone. Raises UserError
-    with the holder's name where there is another.
+    Waits a moment for a holder that is just ending, and a job that its cluster has put back into the queue longer for
+    its former self. Raises UserError with the holder's name where that stays.
     """
     file = _take(run)
     try:
@@ -56,7 +57,7 @@ def is_held() -> bool:
 
 def _take(run: Path) -> int | None:
     """The locked file's descriptor; None where the file system has no locks."""
-    until = time.monotonic() + PATIENCE
+    began = time.monotonic()
     waits = False
     while True:
         file = _open(run / FILE)
@@ -77,9 +78,10 @@ def _take(run: Path) -> int | None:
             )
             return None
         holder = _holder(run / FILE)
-        if _job() is None or holder.get("job") != _job() or time.monotonic() >= until:
+        own = _job() is not None and holder.get("job") == _job()
+        if time.monotonic() - began >= (PATIENCE if own else GRACE):
             raise UserError(_busy(run, holder))
-        if not waits:
+        if own and not waits:
             log.info("This job waits until its former self, %s, has let go of %s.", _name(holder), run)
         waits = True
         time.sleep(PAUSE)
