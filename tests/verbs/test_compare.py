@@ -111,6 +111,33 @@ def test_what_cannot_be_compared_is_refused_at_once(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_recipe_for_another_kind_of_encoder_is_refused_with_one_that_fits(
+    tuned: Path, tmp_path: Path
+) -> None:
+    own = tmp_path / "own.yaml"
+    own.write_text("extends: finetune_mcmae_tiny\nencoder: {kernel: 3}\n")
+    cases = (
+        (["random:mcmae_tiny"], RECIPE, "is for plain ViTs, and .* --recipe finetune_mcmae_tiny, or"),
+        (
+            [tuned, "random:mcmae_tiny"],
+            RECIPE,
+            "MCMAE's encoders .mcmae_tiny.; use --recipe finetune_mcmae_tiny, or",
+        ),
+        (
+            [tuned],
+            str(own),
+            "is for MCMAE's encoders, and .* is one of plain ViTs .* --recipe finetune_vit_base, or",
+        ),
+        ([tuned], "finetune_mcmae_tiny", "data.path"),  # sets nothing that a plain ViT lacks
+    )
+    for starts, recipe, says in cases:
+        with pytest.raises(UserError, match=says):
+            mimkit.compare(starts, [], tmp_path / "out", recipe=recipe)
+    for recipe in (RECIPE, "finetune_mcmae_tiny"):  # another fault is not taken for it
+        with pytest.raises(UserError, match=r"train\.epochs" if "mcmae" in recipe else "is for plain ViTs"):
+            mimkit.compare(["random:mcmae_tiny"], ["train.epochs=0"], tmp_path / "out", recipe=recipe)
+
+
 @pytest.mark.parametrize(
     ("seeds", "shares", "says"), [(0, (1.0,), "--seeds"), (1, (0.0,), "--shares"), (1, (), "--shares")]
 )

@@ -14,7 +14,7 @@ from mimkit.data.classes import labels_of, share_of
 from mimkit.data.sources import Source
 from mimkit.errors import UserError
 from mimkit.recipes import load
-from mimkit.recipes.model_parts import HybridEncoder
+from mimkit.recipes.model_parts import HybridEncoder, PlainEncoder
 from mimkit.recipes.schema import Recipe
 from mimkit.verbs.describe import recipe_of, says
 from mimkit.verbs.files import write_json
@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 BASELINE, TIMM = "random", "timm:"
 SETTINGS = "settings.json"
 DEFAULT_RECIPE, DEFAULT_HYBRID_RECIPE = "finetune_vit_base", "finetune_mcmae_base"
+KINDS: dict[type, str] = {PlainEncoder: "plain ViTs", HybridEncoder: "MCMAE's encoders"}
 KIND = ("encoder.name", "encoder.patch", "encoder.kernel", "data.size")  # what has a baseline of its own
 
 
@@ -159,7 +160,7 @@ def make_plan(
         raise UserError(f"{given[0]}: a comparison sets that itself; leave it out.")
     starts = _starts(inits)
     chosen = recipe or _recipe_for(starts)
-    resolved = [load.resolve(chosen, [*start.settings(), *overrides]) for start in starts]
+    resolved = [_resolved(chosen, start, overrides, starts) for start in starts]
     resolved[0].tuning  # noqa: B018  (says what else a recipe is for)
     sets = labelled_sets(resolved[0])
     if sets.val is None:
@@ -225,6 +226,37 @@ def _recipe_for(starts: Sequence[Start]) -> str:
     names = [f"finetune_{start.model.encoder.name}" for start in hybrid or starts]
     usual = DEFAULT_HYBRID_RECIPE if hybrid else DEFAULT_RECIPE
     return next((name for name in names if name in load.names()), usual)
+
+
+def _resolved(recipe: str, start: Start, overrides: Sequence[str], starts: Sequence[Start]) -> Recipe:
+    """The recipe as `start` and the overrides want it. Raises UserError, for a recipe that sets what encoders of this
+    kind do not have with the name of one that fits.
+    """
+    try:
+        return load.resolve(recipe, [*start.settings(), *overrides])
+    except UserError as error:
+        raise _misfit(recipe, start, starts) or error from None
+
+
+def _misfit(recipe: str, start: Start, starts: Sequence[Start]) -> UserError | None:
+    """Says that a recipe is for encoders of another kind than `start`; None where that is not what is wrong."""
+    own = load.resolve(recipe)
+    own.tuning  # noqa: B018  (says what else a recipe is for)
+    if type(own.encoder) is type(start.model.encoder) or _resolves(recipe, start.settings()):
+        return None
+    made, given = (KINDS[type(part.encoder)] for part in (own, start.model))
+    return UserError(
+        f"The recipe {recipe} is for {made}, and {start.name} is one of {given} ({start.model.encoder.name}); use "
+        f"--recipe {_recipe_for(starts)}, or leave --recipe out."
+    )
+
+
+def _resolves(recipe: str, settings: Sequence[str]) -> bool:
+    try:
+        load.resolve(recipe, settings)
+    except UserError:
+        return False
+    return True
 
 
 def _labels(train: Source, shares: Sequence[float]) -> dict[float, int]:
