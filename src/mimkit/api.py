@@ -150,13 +150,14 @@ def reconstruct(
     model: str | Path,
     path: str | Path | None = None,
     out: str | Path = "reconstruction.png",
-    ratios: Sequence[float] = (0.5, 0.75, 0.9),
+    ratios: Sequence[float] | None = None,
     images: int = 8,
 ) -> Path:
     """Draw what a model with a trained decoder makes of hidden patches; returns the picture.
 
     path: images; None takes those that the run was trained on. One ratio gives the full panels (for normalised targets
-    also the one that leaks, labelled so), several a grid. images: rows.
+    also the one that leaks, labelled so), several a grid; None: 0.5, 0.75 and 0.9, as far as the images have patches
+    enough. images: rows. Raises UserError for a ratio that leaves nothing to see or to predict.
     """
     from mimkit.verbs.look import reconstruct as draw
 

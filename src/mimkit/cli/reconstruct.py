@@ -20,8 +20,13 @@ def run(
         "reconstruction.png"
     ),
     ratios: Annotated[
-        str, typer.Option("--ratios", metavar="A,B,...", help="Mask ratios, a panel each.")
-    ] = "0.5,0.75,0.9",
+        str | None,
+        typer.Option(
+            "--ratios",
+            metavar="A,B,...",
+            help="Mask ratios, a panel each; 0.5,0.75,0.9 if none are named, as far as patches suffice.",
+        ),
+    ] = None,
     images: Annotated[int, typer.Option("--images", min=1, help="How many images, a row each.")] = 8,
     features: Annotated[
         bool, typer.Option("--features", help="Draw feature maps at every stride instead; needs no decoder.")
@@ -46,4 +51,5 @@ def run(
     if features:
         typer.echo(f"Wrote {api.feature_maps([model, *(beside or ())], path, out, images)}")
         return
-    typer.echo(f"Wrote {api.reconstruct(model, path, out, numbers(ratios, '--ratios'), images)}")
+    shares = None if ratios is None else numbers(ratios, "--ratios")
+    typer.echo(f"Wrote {api.reconstruct(model, path, out, shares, images)}")

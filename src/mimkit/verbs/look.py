@@ -18,6 +18,8 @@ from mimkit.data.sampling import epoch_order
 from mimkit.data.sources import open_source
 from mimkit.engine import devices
 from mimkit.errors import UserError
+from mimkit.masks import Mask
+from mimkit.methods.base import Method
 from mimkit.recipes import build
 from mimkit.recipes.schema import Probe
 from mimkit.verbs import watch
@@ -31,7 +33,7 @@ log = logging.getLogger(__name__)
 
 @torch.no_grad()
 def reconstruct(
-    model: str | Path, path: str | Path | None, out: Path, ratios: Sequence[float], images: int
+    model: str | Path, path: str | Path | None, out: Path, ratios: Sequence[float] | None, images: int
 ) -> Path:
     """See `mimkit.api.reconstruct`."""
     opened = open_model(model, () if path is None else (f"data.path={path}",))
@@ -41,20 +43,29 @@ def reconstruct(
     source = build.source(recipe)
     batch = watch.fixed_batch(recipe, source, images, device)
     names = [source.key(int(i)) for i in batch.ids]
-    shown = [
-        method.reconstruct(batch.images, method.draw_mask(batch.images, watch.MASK_SEED, ratio))
-        for ratio in ratios
-    ]
+    masks = _asked(method, batch.images, ratios) if ratios else watch.usual_masks(method, batch.images)
+    shown = [method.reconstruct(batch.images, mask) for mask in masks.values()]
     title = opened.label if opened.step is None else f"{opened.label}, step {opened.step}"
     if len(shown) == 1:
         return watch.draw(recipe, shown[0], names, title, out)
     panels = [
-        watch.views(recipe, one, f"{ratio:.0%} hidden") for one, ratio in zip(shown, ratios, strict=True)
+        watch.views(recipe, one, f"{ratio:.0%} hidden") for one, ratio in zip(shown, masks, strict=True)
     ]
     figure = plots.reconstruction_grid(
         watch.originals(recipe, batch), panels, names, title, recipe.log.channels
     )
     return plots.save(figure, out)
+
+
+def _asked(method: Method, images: torch.Tensor, ratios: Sequence[float]) -> dict[float, Mask]:
+    """The masks at the ratios that a person asked for."""
+    masks = {}
+    for ratio in ratios:
+        try:
+            masks[ratio] = method.draw_mask(images, watch.MASK_SEED, ratio)
+        except UserError as error:
+            raise UserError(f"--ratios {ratio:g}: {error}") from error
+    return masks
 
 
 @torch.no_grad()

@@ -25,7 +25,8 @@ from mimkit.data.sampling import epoch_order
 from mimkit.data.sources import Source, open_source
 from mimkit.encoders.base import pad_to
 from mimkit.engine.trainable import Evaluator
-from mimkit.errors import DataError
+from mimkit.errors import DataError, UserError
+from mimkit.masks import GridMasker, Mask
 from mimkit.methods.base import Method, Reconstruction
 from mimkit.recipes.schema import Probe, Recipe
 
@@ -35,6 +36,7 @@ PICTURED = 8  # images in a picture of reconstructions
 MEASURED = 64  # images for trivial predictors and label-free quality
 CHUNK = 32  # images that go through the encoder at once
 MASK_SEED = 0
+RATIOS = (0.5, 0.75, 0.9)  # of the panels where nobody asks for others
 
 
 def evaluators(
@@ -140,6 +142,28 @@ def even_draw(labels: list[int], limit: int, seed: int) -> list[int]:
         same = np.flatnonzero(ranked == label)
         place[same] = np.arange(same.size)
     return np.sort(order[np.argsort(place, kind="stable")[:limit]]).tolist()
+
+
+def usual_masks(method: Method, images: torch.Tensor) -> dict[float, Mask]:
+    """Masks for images (B, C, H, W) at the usual ratios, less those that so few cells cannot hold, which is said.
+
+    Grid masking has no other ratio than its own. Raises UserError where no ratio is left.
+    """
+    if isinstance(method.masker, GridMasker):
+        mask = method.draw_mask(images, MASK_SEED)
+        return {mask.hidden.float().mean().item(): mask}
+    masks: dict[float, Mask] = {}
+    left_out: dict[float, UserError] = {}
+    for ratio in RATIOS:
+        try:
+            masks[ratio] = method.draw_mask(images, MASK_SEED, ratio)
+        except UserError as error:
+            left_out[ratio] = error
+    if not masks:
+        raise left_out[RATIOS[0]]
+    for ratio, why in left_out.items():
+        log.info("No panel with %.0f %% hidden: %s", 100 * ratio, why)
+    return masks
 
 
 def views(recipe: Recipe, shown: Reconstruction, label: str) -> plots.Views:
