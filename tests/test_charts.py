@@ -161,3 +161,12 @@ def test_probes_of_several_models_share_their_axis_and_say_their_accuracy() -> N
         "a, layer 1, linear, mean: 80.0 %",
         "a, layer 2, linear, mean: 90.0 %",
     ]
+
+
+def test_ticks_of_probes_reach_the_top_whatever_the_lines_do_and_stay_readable() -> None:
+    deep = [plots.ProbeCurve("k-NN, mean", list(range(1, 37)), [0.55 + 0.005 * i for i in range(36)])]
+    (panel,) = plots.probe_chart({"a": (deep, 0.5)}).panels
+    axes = plots.panel_of(panel)[0].axes[0]
+    ticks = axes.get_yticks().tolist()
+    assert ticks[-1] == 100 and len(ticks) >= 4 and ticks[0] >= axes.get_ylim()[0]
+    assert len(axes.get_xticks()) <= 14

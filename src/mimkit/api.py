@@ -200,17 +200,24 @@ def analyze(
     runs: Sequence[str | Path] = (),
     only: Sequence[str] = (),
     progress: Callable[[int, int], None] | None = None,
+    cka_examples: str | None = None,
+    cka_estimator: str | None = None,
+    cka_block: int | None = None,
 ) -> "Analysis":
     """Look inside models on the same `images` of `path`: attention, kernels, CKA, spectra, features; a report in `out`.
 
     models: run folders, published files, `timm:NAME`, `hf:PATH`, `random:vit_base`. labels: the images lie in class
     folders; probes of every layer too. runs: run folders whose training curves are compared; those among the models are
     added. only: some of "attention", "kernels", "cka", "spectrum", "probes", "maps", "features", "gallery",
-    "training". `out` must be new, empty, or an earlier analysis, which is written anew. The numbers are in `.study`.
+    "training". cka_examples: "images" (all tokens of each in a row; None is that), "tokens" or "pooled". cka_estimator:
+    "unbiased" (None is that) or "biased". cka_block: images that it takes at once (None: 256; 0: all of them). `out`
+    must be new, empty, or an earlier analysis, which is written anew. The numbers are in `.study`.
     """
     from mimkit.verbs.analyze import analyze as look
+    from mimkit.verbs.analyze import kind_of
 
-    return look(models, path, overrides, Path(out), images, labels, runs, only, progress)
+    kind = kind_of(cka_examples, cka_estimator, cka_block)
+    return look(models, path, overrides, Path(out), images, labels, runs, only, kind, progress)
 
 
 def load(model: str | Path, overrides: Sequence[str] = ()) -> "Model":

@@ -150,6 +150,40 @@ def test_tokens_are_examples_only_where_both_models_have_the_same() -> None:
         analysis.cka(small, large, IMAGES.split(9), examples="tokens", loader_b=bigger.split(9))
 
 
+@pytest.mark.parametrize(
+    ("examples", "estimator", "block", "metric", "how"),
+    [
+        ("images", "unbiased", 8, "cka_unbiased", "in a row; unbiased HSIC over blocks of up to 8 images"),
+        (
+            "tokens",
+            "biased",
+            None,
+            "cka_biased_tokens",
+            "each token is an example; biased HSIC over all 27 images",
+        ),
+        (
+            "pooled",
+            "unbiased",
+            256,
+            "cka_unbiased_pooled",
+            "the mean over its tokens; unbiased HSIC over all 27",
+        ),
+    ],
+)
+def test_tables_and_words_say_which_cka_it_is(
+    examples: str, estimator: str, block: int | None, metric: str, how: str
+) -> None:
+    found = analysis.cka(model(), None, IMAGES.split(9), examples, estimator, block)
+    assert set(found.to_frame()["metric"]) == {metric} and how in found.how
+
+
+def test_tokens_within_a_model_are_what_each_pair_alone_gives() -> None:
+    x = [features(40, 6, seed)[:, :width] for seed, width in enumerate((6, 5, 4))]
+    for estimator in ("biased", "unbiased"):
+        every = hsic.pairwise_features(x, x, estimator)
+        torch.testing.assert_close(every, hsic.pairwise_features(x, list(x), estimator))
+
+
 class Constant(nn.Module):
     """A first layer that says the same whatever it is given."""
 
@@ -167,7 +201,7 @@ def test_what_cannot_be_compared_is_said_in_a_sentence() -> None:
         analysis.cka(model(), None, [IMAGES[:3]])
     with pytest.raises(UserError, match=r"'layers\.0' in Constant are the same for all examples"):
         analysis.cka(Constant(), None, [IMAGES.float()])
-    with pytest.raises(UserError, match="estimator 'debiased'"):
+    with pytest.raises(UserError, match="estimator 'debiased'; known are unbiased, biased"):
         analysis.cka(model(), None, [IMAGES], estimator="debiased")
     with pytest.raises(UserError, match="'patches' as examples"):
         analysis.cka(model(), None, [IMAGES], examples="patches")

@@ -6,7 +6,7 @@ import pytest
 from mimkit import analysis
 from mimkit.analysis.attention import AttentionStatistics, LayerAttention
 from mimkit.analysis.similarity import CKA
-from mimkit.analysis.verdicts import Finding, spearman
+from mimkit.analysis.verdicts import Finding, representation, spearman
 from mimkit.errors import UserError
 
 L, H, N = 12, 4, 40
@@ -92,15 +92,25 @@ def test_diversity_is_not_called_kept_where_attention_has_collapsed() -> None:
     assert "collapse" in high and "diversity_kept" not in high
 
 
+def test_collapsed_attention_is_no_sign_of_what_the_paper_saw() -> None:
+    sound = rules([layer(i, 0.9) for i in range(L)])
+    assert sound["flat"].paper.startswith("masked image modelling")
+    partly = rules([layer(i, 0.9, 0.95, nmi=0.01 if i == 2 else 0.3) for i in range(L)])
+    assert partly["flat"].paper == "" and partly["broad"].paper == "supervised models, figure 3"
+    wholly = rules([layer(i, 0.9, 0.95, nmi=0.01) for i in range(L)])
+    assert {"flat", "broad", "collapse"} <= set(wholly)
+    assert not any(each.paper for each in wholly.values())
+
+
 def test_when_no_rule_fires_that_is_said() -> None:
     kl = [1.0] * 8 + [0.4, 1, 1, 1]  # neither lost nor kept
     rising = [layer(i, 0.6 + 0.02 * i, np.linspace(0.78, 0.8, H), kl[i]) for i in range(L)]
     assert set(rules(rising)) == {"none"}
 
 
-def cka(values: np.ndarray, b: str = "M") -> CKA:
+def cka(values: np.ndarray, b: str = "M", estimator: str = "unbiased", examples: str = "images") -> CKA:
     names = tuple(f"blocks.{i}" for i in range(len(values)))
-    return CKA("M", b, names, names, values, "unbiased", "images", N)
+    return CKA("M", b, names, names, values, estimator, examples, N - 3, left_out=3)
 
 
 @pytest.mark.parametrize(
@@ -113,6 +123,29 @@ def test_cka_names_its_lowest_pair(least: float, rule: str) -> None:
     assert "layers 1 and 3" in found.text and found.numbers["least"] == pytest.approx(least)
     with pytest.raises(UserError, match="of two models"):
         rules([layer(0)], cka(values, "other"))
+
+
+def test_thresholds_are_for_unbiased_cka_of_images_alone() -> None:
+    values = np.full((3, 3), 0.97)
+    usual = representation(cka(values))
+    assert usual.rule == "one_representation" and usual.text.endswith("(37 images).")
+    told = {
+        (
+            "biased",
+            "images",
+        ): "M: biased CKA is lowest, 0.97, between layers 1 and 2; the biased estimate is too high",
+        ("biased", "tokens"): "M: biased CKA of tokens is lowest",
+        (
+            "unbiased",
+            "tokens",
+        ): "M: CKA of tokens is lowest, 0.97, between layers 1 and 2; findings of the paper are",
+        ("unbiased", "pooled"): "M: CKA of pooled tokens is lowest",
+    }
+    for (estimator, examples), text in told.items():
+        found = representation(cka(values, estimator=estimator, examples=examples))
+        assert found.text.startswith(text) and found.rule == "lowest_cka" and found.paper == ""
+        assert ("too high" in found.text) == (estimator == "biased")
+        assert found.numbers["least"] == pytest.approx(0.97)
 
 
 def test_two_models_differ_where_the_interval_excludes_one() -> None:

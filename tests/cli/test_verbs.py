@@ -302,6 +302,17 @@ def test_analyze_takes_models_and_overrides_in_any_order(
     assert capsys.readouterr().out.splitlines()[:2] == ["- local heads in all layers", "Wrote a/report.html"]
 
 
+def test_analyze_hands_over_which_cka_is_meant(api: FakeApi) -> None:
+    words = ["--cka-examples", "tokens", "--cka-estimator", "biased", "--cka-block", "0"]
+    assert cli.main(["analyze", "runs/a", "--data", "x", *words]) == 0
+    assert cli.main(["analyze", "runs/a", "--data", "x"]) == 0
+    given = [
+        tuple(words[f"cka_{name}"] for name in ("examples", "estimator", "block"))
+        for _, _, words in api.calls
+    ]
+    assert given == [("tokens", "biased", 0), (None, None, None)]
+
+
 def test_columns_stand_under_their_heads_for_wide_letters_and_marks_too() -> None:
     lines = table(("file", "problem"), [("图像.jpg", "broken"), ("cafe\u0301.jpg", "broken")]).splitlines()
     assert lines == ["file      problem", "图像.jpg  broken", "cafe\u0301.jpg  broken"]

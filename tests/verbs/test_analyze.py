@@ -5,6 +5,7 @@ for what cannot be done.
 import base64
 import csv
 import json
+import re
 import zlib
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import torch
 import mimkit
 from mimkit.analysis.headline import headline
 from mimkit.cli import main
+from mimkit.data.sampling import epoch_order
 from mimkit.data.sources import open_source
 from mimkit.errors import DataError, UserError
 from mimkit.verbs.analyze import Analysis
@@ -206,6 +208,117 @@ def test_a_model_of_transformers_is_looked_into(faces: Path, tmp_path: Path) -> 
     assert "MiB of features held" in settings["probes"] and "images and features held" in settings["CKA"]
 
 
+PAIR = ["random:vit:48x3x3", "random:vit:32x2x2"]
+TINY = ["data.size=32", "encoder.patch=8", "train.precision=fp32"]
+
+
+def on_command_line(faces: Path, out: Path, *words: str) -> tuple[dict[str, object], str]:
+    """numbers.json and the text of the page after `mimkit analyze` of a pair of models on 20 images."""
+    assert (
+        main(["analyze", *PAIR, *TINY, "--data", str(faces), "--images", "20", "--out", str(out), *words])
+        == 0
+    )
+    page = re.sub(r"<style>.*?</style>|<svg.*?</svg>", "", (out / "report.html").read_text(), flags=re.S)
+    return json.loads((out / "numbers.json").read_text()), page
+
+
+@pytest.mark.parametrize(
+    ("words", "title", "metric", "how"),
+    [
+        (
+            ["--cka-block", "8"],
+            "CKA",
+            "cka_unbiased",
+            "all its tokens in a row; unbiased HSIC over blocks of up to 8",
+        ),
+        (
+            ["--cka-examples", "tokens", "--cka-estimator", "biased", "--cka-block", "0"],
+            "biased CKA of tokens",
+            "cka_biased_tokens",
+            "each token is an example; biased HSIC over all 20 images at once",
+        ),
+        (
+            ["--cka-examples", "pooled"],
+            "CKA of pooled tokens",
+            "cka_unbiased_pooled",
+            "the mean over its tokens; unbiased HSIC over all 20 images at once",
+        ),
+    ],
+)
+def test_which_cka_is_said_everywhere_and_holds_within_and_between_models(
+    words: list[str], title: str, metric: str, how: str, faces: Path, tmp_path: Path
+) -> None:
+    numbers, page = on_command_line(faces, tmp_path / "out", "--only", "cka", *words)
+    table = numbers["table"]
+    assert set(table["metric"]) == {metric} and set(table["model_b"]) == set(PAIR)
+    assert how in numbers["settings"]["CKA"] and f"lowest {title} (layers)" in numbers["headline"][0]
+    head = title[0].upper() + title[1:]
+    assert f"<h3>{head} between layers</h3>" in page and f"<h3>{head} between two models</h3>" in page
+    assert page.count(how) == 3  # under both figures and among the settings
+    usual, biased = metric == "cka_unbiased", "biased CKA" in title
+    assert ("about 0.9 to 1" in page) == usual and ("are not held against it" in page) != usual
+    assert page.count("Biased: too high unless the examples") == 2 * biased
+    assert {found["rule"] for found in numbers["findings"]} == {
+        "one_representation" if usual else "lowest_cka"
+    }
+    assert all(f"{title} is lowest" in found["text"] for found in numbers["findings"])
+
+
+def test_a_choice_of_cka_gives_the_numbers_of_the_analysis_alone(faces: Path, tmp_path: Path) -> None:
+    from mimkit.analysis import cka
+    from mimkit.verbs.analyze_models import Sample, open_subjects
+
+    found = mimkit.analyze(
+        PAIR, faces, TINY, tmp_path / "out", images=20, only=["cka"], cka_estimator="biased", cka_block=0
+    )
+    first, second = open_subjects(PAIR, TINY)
+    source, ids = open_source(faces), np.sort(epoch_order(0, 0, 200)[:20]).tolist()
+    samples = [Sample(one, source, ids) for one in (first, second)]
+    modules = first.module, second.module
+    alone = cka(*modules, samples[0], estimator="biased", block=None, loader_b=samples[1])
+    np.testing.assert_allclose(found.study.cross[0].values, alone.values, atol=1e-9)
+    assert found.study.cross[0].block is None and found.study.models[0].cka.estimator == "biased"
+
+
+def test_images_left_out_of_cka_and_models_without_common_tokens_are_noted(
+    faces: Path, tmp_path: Path
+) -> None:
+    found = mimkit.analyze(
+        [PAIR[0], "random:timm:convnext_atto"],
+        faces,
+        out=tmp_path / "out",
+        images=6,
+        overrides=["data.size=64"],
+        only=["cka"],
+        cka_examples="tokens",
+        cka_block=4,
+    )
+    assert not found.study.cross and len(found.study.models[0].cka.values) == 3
+    for start in (
+        "CKA between random:vit:48x3x3 and random:timm:",
+        "random:timm:convnext_atto: cka was left out.",
+    ):
+        assert any(note.startswith(start) and "same examples" in note for note in found.notes)
+    assert (
+        "CKA: 2 images were left out: a last block of fewer than 4 cannot be estimated from." in found.notes
+    )
+
+
+def test_a_network_without_attention_is_judged_by_its_cka(faces: Path, tmp_path: Path) -> None:
+    """Its probes count blocks, as all its charts do, though its features come by stages."""
+    options = {
+        "overrides": ["data.size=64"],
+        "labels": True,
+        "images": 20,
+        "only": ["cka", "spectrum", "probes"],
+    }
+    found = analyze(["random:timm:convnext_atto"], faces, tmp_path / "out", **options)
+    (model,) = found.study.models
+    assert len(model.cka.layers_a) == len(model.layers.layers) == 12
+    assert {row.layer for row in model.probes.rows} == set(range(1, 13))
+    assert len(found.study.findings) == 1 and "CKA is lowest" in found.study.findings[0].text
+
+
 def test_two_models_of_one_name_are_told_apart(faces: Path, tmp_path: Path) -> None:
     overrides = ["data.size=32", "encoder.patch=8"]
     found = analyze(
@@ -243,6 +356,18 @@ def spoil(run: Path, to: Path) -> Path:
         (["nowhere"], 2, "nothing at nowhere"),
         (["random:vit:48x3x3", "--images", "2"], 2, "CKA needs at least 4 images and there are 2"),
         (["random:vit:48x3x3", "--only", "atention"], 2, "Did you mean 'attention'?"),
+        (
+            ["random:vit:48x3x3", "--cka-examples", "imges"],
+            2,
+            "known are images, tokens, pooled. Did you mean 'images'?",
+        ),
+        (["random:vit:48x3x3", "--cka-estimator", "biast"], 2, "Did you mean 'biased'?"),
+        (
+            ["random:vit:48x3x3", "--cka-block", "3"],
+            2,
+            "--cka-block 3: CKA needs at least 4 images in a block; 0",
+        ),
+        (["random:vit:48x3x3", "--only", "maps", "--cka-block", "0"], 2, "--only maps leaves cka out"),
         (["random:vit:48x3x3", "--only", "probes"], 2, "probes need labelled images"),
         (["random:vit:48x3x3", "--only", "gallery"], 2, "None of the analyses could be done"),
         (["random:vit:48x3x3", "--runs", "nowhere"], 2, "no run folder"),

@@ -14,7 +14,13 @@ def headline(study: Study) -> tuple[list[str], list[list[str]]]:
     """(heads, a row of texts a model); a column that no model has a number for is left out."""
     rows = [[cell(model) for _, cell in COLUMNS] for model in study.models]
     kept = [i for i in range(len(COLUMNS)) if any(row[i] != NONE for row in rows)]
-    return [COLUMNS[i][0] for i in kept], [[row[i] for i in kept] for row in rows]
+    names = [name.format(cka=_title(study)) for name, _ in COLUMNS]
+    return [names[i] for i in kept], [[row[i] for i in kept] for row in rows]
+
+
+def _title(study: Study) -> str:
+    """Which CKA; the same for all models."""
+    return next((model.cka.kind.title for model in study.models if model.cka is not None), "CKA")
 
 
 def thirds(values: Sequence[float]) -> tuple[float, float]:
@@ -94,7 +100,7 @@ COLUMNS: tuple[tuple[str, Cell], ...] = (
     ("entropy / uniform", _thirds("relative_entropy", ".2f")),
     ("KL of heads (nats)", _thirds("kl", ".2f")),
     ("kernel distance (px)", _kernels),
-    ("lowest CKA (layers)", _cka),
+    ("lowest {cka} (layers)", _cka),
     ("effective rank, last", _rank),
     ("best probe", _probe),
 )

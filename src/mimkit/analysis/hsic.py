@@ -71,8 +71,12 @@ def pairwise_features(first: Sequence[Tensor], second: Sequence[Tensor], estimat
     """As `pairwise`, from features (n, C) themselves: for more examples than channels, where Grams would not fit."""
     made = torch.zeros(len(first), len(second), dtype=torch.float64)
     for i, x in enumerate(first):
+        row = _deviations(x)
         for j, y in enumerate(second):
-            made[i, j] = _feature_form(_deviations(x), _deviations(y), estimator)
+            if second is first and j < i:  # the same both ways: half the products
+                made[i, j] = made[j, i]
+            else:
+                made[i, j] = _feature_form(row, _deviations(y), estimator)
     return made
 
 

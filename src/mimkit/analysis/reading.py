@@ -5,6 +5,8 @@ of the paper.
 
 from typing import NamedTuple
 
+from mimkit.analysis.similarity import CKA
+
 
 class Reading(NamedTuple):
     """paper: "" where the paper has nothing of the kind."""
@@ -123,3 +125,22 @@ READINGS = {
         "training its class loss is lower.",
     ),
 }
+
+BIASED = (
+    "Biased: too high unless the examples of a block far outnumber the features, even for layers that have nothing in "
+    "common."
+)
+
+
+def of_cka(name: str, found: CKA) -> Reading:
+    """What stands under the heat maps `name` of CKA: as it was estimated, beside the paper only where that compares."""
+    usual = READINGS[name]
+    shows = f"{usual.shows} Here {found.how}."
+    if found.kind.usual:
+        return usual._replace(shows=shows)
+    read = f"{BIASED} {usual.read}" if found.kind.biased else usual.read
+    paper = usual.paper and (
+        "Figure 6 asks the same; this page reads its findings from unbiased CKA of images, and values of another kind "
+        "are not held against it."
+    )
+    return Reading(shows, read, paper)

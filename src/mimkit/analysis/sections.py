@@ -14,7 +14,8 @@ from mimkit import plots
 from mimkit.analysis.attention import AttentionStatistics, LayerAttention
 from mimkit.analysis.inside import Inspection, Study
 from mimkit.analysis.kernels import LayerKernels
-from mimkit.analysis.reading import DOTS, READINGS, Reading
+from mimkit.analysis.reading import DOTS, READINGS, Reading, of_cka
+from mimkit.analysis.similarity import CKA
 from mimkit.plots.sheets import evenly
 
 Figures = tuple[plots.Chart | plots.Sheet, ...]
@@ -181,20 +182,22 @@ def _channels(
 
 
 def _likeness(study: Study) -> Iterator[Item]:
-    own = [plots.HeatMap(m.label, m.cka.values) for m in study.models if m.cka is not None]
+    own = [model.cka for model in study.models if model.cka is not None]
     if own:
-        yield _item("cka", plots.heat_maps("cka", "CKA between layers", own, _floor(m.values for m in own)))
-    between = [
-        plots.HeatMap(
-            f"{one.model_a} and {one.model_b}",
-            one.values,
-            (one.model_a, one.model_b),
-        )
-        for one in study.cross
-    ]
-    if between:
-        low = _floor(one.values for one in between)
-        yield _item("cka-between", plots.heat_maps("cka-between", "CKA between two models", between, low))
+        yield _heat("cka", "between layers", own, [plots.HeatMap(one.model_a, one.values) for one in own])
+    if study.cross:
+        pairs = [
+            plots.HeatMap(f"{one.model_a} and {one.model_b}", one.values, (one.model_a, one.model_b))
+            for one in study.cross
+        ]
+        yield _heat("cka-between", "between two models", study.cross, pairs)
+
+
+def _heat(name: str, what: str, found: Sequence[CKA], maps: Sequence[plots.HeatMap]) -> Item:
+    title = found[0].kind.title
+    title = f"{title[0].upper()}{title[1:]} {what}"
+    chart = plots.heat_maps(name, title, maps, _floor(one.values for one in found))
+    return Item((chart,), of_cka(name, found[0]))
 
 
 def _floor(values: Iterable[np.ndarray]) -> float:

@@ -25,11 +25,60 @@ from mimkit.analysis.probe import frozen
 from mimkit.analysis.subjects import Feed, bare, check_weights, device_of, forward_of, name_of
 from mimkit.analysis.walk import walk
 from mimkit.engine.memory import share_freed_memory
-from mimkit.errors import UserError
+from mimkit.errors import UserError, nearest
 
-EXAMPLES = ("images", "tokens", "pooled")
+EXAMPLES = {  # word -> what an example is, what a name says of it
+    "images": ("each image is an example, all its tokens in a row", ""),
+    "tokens": ("each token is an example", " of tokens"),
+    "pooled": ("each image is an example, by the mean over its tokens", " of pooled tokens"),
+}
 ESTIMATORS = ("unbiased", "biased")
 BLOCK = 256
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Which CKA: the choices of `cka`, where they are told. Raises UserError for words that it does not know."""
+
+    examples: str = "images"
+    estimator: str = "unbiased"
+    block: int | None = BLOCK
+
+    def __post_init__(self) -> None:
+        if self.examples not in EXAMPLES:
+            raise UserError(
+                f"CKA cannot take {self.examples!r} as examples; known are {', '.join(EXAMPLES)}."
+                f"{nearest(self.examples, EXAMPLES)}"
+            )
+        if self.estimator not in ESTIMATORS:
+            raise UserError(
+                f"CKA has no estimator {self.estimator!r}; known are {', '.join(ESTIMATORS)}."
+                f"{nearest(self.estimator, ESTIMATORS)}"
+            )
+        if self.block is not None and self.block < LEAST:
+            raise UserError(f"CKA's block must hold at least {LEAST} images, not {self.block}.")
+
+    @property
+    def biased(self) -> bool:
+        return self.estimator == "biased"
+
+    @property
+    def usual(self) -> bool:
+        """Whether the rules are made for it: they read figure 6 by unbiased CKA of images, whatever the block."""
+        return not self.biased and self.examples == "images"
+
+    @property
+    def title(self) -> str:
+        """ "CKA", "biased CKA of tokens": what is usual goes without saying."""
+        return f"{'biased ' if self.biased else ''}CKA{EXAMPLES[self.examples][1]}"
+
+    @property
+    def metric(self) -> str:
+        """Its name in tables: `cka_unbiased`, `cka_biased_tokens`."""
+        return f"cka_{self.estimator}" + (f"_{self.examples}" if self.examples != "images" else "")
+
+
+USUAL = Kind()
 
 
 @dataclass(frozen=True)
@@ -53,6 +102,17 @@ class CKA:
     stored_mib: float = 0.0
     notes: tuple[str, ...] = field(default=())
 
+    @property
+    def kind(self) -> Kind:
+        return Kind(self.examples, self.estimator, self.block)
+
+    @property
+    def how(self) -> str:
+        """How it was estimated, in words."""
+        whole = self.block is None or self.images + self.left_out <= self.block
+        over = f"all {self.images} images at once" if whole else f"blocks of up to {self.block} images"
+        return f"{EXAMPLES[self.examples][0]}; {self.estimator} HSIC over {over}"
+
     def to_frame(self) -> Frame:
         """Columns model, layer, model_b, layer_b (1..), metric, value, and both layers' names."""
         columns = ("model", "layer", "model_b", "layer_b", "metric", "value", "name", "name_b")
@@ -62,7 +122,7 @@ class CKA:
         for i, a in enumerate(self.layers_a):
             for j, b in enumerate(self.layers_b):
                 value = float(self.values[i, j])
-                yield self.model_a, i + 1, self.model_b, j + 1, f"cka_{self.estimator}", value, a, b
+                yield self.model_a, i + 1, self.model_b, j + 1, self.kind.metric, value, a, b
 
 
 def cka(
@@ -87,7 +147,7 @@ def cka(
 
     Raises UserError for fewer than 4 images, constant features or NaN weights, naming the layer.
     """
-    _check_words(examples, estimator, block)
+    Kind(examples, estimator, block)  # raises for unknown words
     models = [bare(model_a)]
     if model_b is not None and bare(model_b) is not models[0]:
         models.append(bare(model_b))
@@ -124,15 +184,6 @@ def cka(
         most / 2**20,
         keeper.notes(),
     )
-
-
-def _check_words(examples: str, estimator: str, block: int | None) -> None:
-    if examples not in EXAMPLES:
-        raise UserError(f"CKA cannot take {examples!r} as examples; known are {', '.join(EXAMPLES)}.")
-    if estimator not in ESTIMATORS:
-        raise UserError(f"CKA has no estimator {estimator!r}; known are {', '.join(ESTIMATORS)}.")
-    if block is not None and block < LEAST:
-        raise UserError(f"CKA's block must hold at least {LEAST} images, not {block}.")
 
 
 def _blocks(

@@ -8,7 +8,7 @@ deviation over heads. Plain and shifted windows are ranked apart, since windows 
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -19,6 +19,11 @@ from mimkit.errors import UserError
 BAND = (10.0, 20.0)  # px at 192: AvgDist of the best fine-tuning (figure 2)
 RESAMPLES = 200
 COLLAPSED = 0.05  # mutual information of query and key below which all queries look nearly alike
+UNJUDGED = {  # biased or not -> why the thresholds for unbiased CKA of images say nothing here
+    True: "the biased estimate is too high unless the examples of a block far outnumber the features, so no finding of "
+    "the paper is read from it",
+    False: "findings of the paper are read from CKA of images alone",
+}
 
 
 @dataclass(frozen=True)
@@ -56,24 +61,28 @@ class _Curves:
 def sentences(statistics: AttentionStatistics, similarity: CKA | None = None) -> tuple[Finding, ...]:
     """Every rule that fires for one model; a single finding that says so when none does.
 
-    similarity: its CKA with itself. Where most attention goes to class token or registers a warning takes the place of
-    what would be said of distance, entropy and heads.
+    similarity: its CKA with itself, as for `representation`. Where most attention goes to class token or registers a
+    warning takes the place of what would be said of distance, entropy and heads.
     """
     curves = _curves(statistics)
-    count = f" ({statistics.images} images)"
     sunk = _trust(curves)
     found = [sunk] if sunk else [made for rule in HEAD_RULES if (made := rule(curves))]
+    if len(_fallen(curves)) == len(
+        curves.distance
+    ):  # no query matters: whatever fires, it is not what the paper saw
+        found = [replace(each, paper="") for each in found]
     if collapse := _collapse(curves):
         found.append(collapse)
-    if similarity is not None:
-        found.append(_representation(similarity))
-    if not found:
+    if not found and similarity is None:
         text = "No rule applies: distance, entropy and head diversity show none of the patterns that are looked for"
         found = [Finding("none", text)]
-    return tuple(
-        Finding(each.rule, f"{statistics.model}: {each.text}{count}.", each.numbers, each.paper)
-        for each in found
-    )
+    said = [_complete(each, statistics.model, statistics.images) for each in found]
+    return (*said, *([] if similarity is None else [representation(similarity)]))
+
+
+def _complete(found: Finding, model: str, images: int) -> Finding:
+    """The finding with whose it is in front and the images that it rests on behind."""
+    return replace(found, text=f"{model}: {found.text} ({images} images).")
 
 
 def _curves(statistics: AttentionStatistics) -> _Curves:
@@ -144,7 +153,10 @@ def _flat(curves: _Curves) -> Finding | None:
     if len(curves.distance) < 3 or trend > 0.2:
         return None
     text = f"distance does not grow with depth (rank correlation {trend:.2f})"
-    return Finding("flat", text, {"spearman": trend}, "masked image modelling, figure 1")
+    paper = (
+        "" if _fallen(curves) else "masked image modelling, figure 1"
+    )  # collapsed layers look nowhere of their own
+    return Finding("flat", text, {"spearman": trend}, paper)
 
 
 def _focus(curves: _Curves) -> Finding | None:
@@ -193,18 +205,29 @@ def _diversity(curves: _Curves) -> Finding | None:
 HEAD_RULES: tuple[Callable[[_Curves], Finding | None], ...] = (_local, _global, _flat, _focus, _diversity)
 
 
-def _representation(similarity: CKA) -> Finding:
+def representation(similarity: CKA) -> Finding:
+    """How much a model changes with depth, by its CKA with itself: the pair of layers that are least alike.
+
+    The thresholds are those of unbiased CKA of images; any other kind is told and not judged. Raises UserError for
+    CKA of two models.
+    """
     if similarity.layers_a != similarity.layers_b or similarity.model_a != similarity.model_b:
         raise UserError(
             "How a model changes with depth follows from its CKA with itself; this one is of two models."
         )
+    return _complete(_least_alike(similarity), similarity.model_a, similarity.images)
+
+
+def _least_alike(similarity: CKA) -> Finding:
     off = similarity.values + np.where(np.eye(len(similarity.values), dtype=bool), np.inf, 0.0)
     if len(off) < 2:
         return Finding("representation", "there is a single layer, and no pair to compare", {})
     i, j = np.unravel_index(int(off.argmin()), off.shape)
-    least = float(off[i, j])
-    pair = f"CKA is lowest, {least:.2f}, between layers {min(i, j) + 1} and {max(i, j) + 1}"
+    least, kind = float(off[i, j]), similarity.kind
+    pair = f"{kind.title} is lowest, {least:.2f}, between layers {min(i, j) + 1} and {max(i, j) + 1}"
     numbers = {"least": least, "layer": float(min(i, j) + 1), "other": float(max(i, j) + 1)}
+    if not kind.usual:
+        return Finding("lowest_cka", f"{pair}; {UNJUDGED[kind.biased]}", numbers)
     if least >= 0.9:
         return Finding(
             "one_representation", f"one representation: {pair}", numbers, "masked models, figure 6"
@@ -225,8 +248,13 @@ def _trust(curves: _Curves) -> Finding | None:
     return Finding("trust", text, {"patch_mass": least})
 
 
+def _fallen(curves: _Curves) -> list[int]:
+    """Layers, from 1, in which all queries look nearly alike."""
+    return [i + 1 for i, value in enumerate(curves.nmi.tolist()) if value < COLLAPSED]
+
+
 def _collapse(curves: _Curves) -> Finding | None:
-    fallen = [i + 1 for i, value in enumerate(curves.nmi.tolist()) if value < COLLAPSED]
+    fallen = _fallen(curves)
     if not fallen:
         return None
     least = float(curves.nmi.min())

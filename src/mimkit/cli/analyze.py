@@ -43,6 +43,24 @@ def run(
             help="Of attention, kernels, cka, spectrum, probes, maps, features, gallery, training.",
         ),
     ] = "",
+    cka_examples: Annotated[
+        str | None,
+        typer.Option(
+            "--cka-examples",
+            metavar="WHAT",
+            help="What an example of CKA is: images (default; all tokens in a row), tokens or pooled.",
+        ),
+    ] = None,
+    cka_estimator: Annotated[
+        str | None,
+        typer.Option("--cka-estimator", metavar="WHICH", help="Of CKA: unbiased (default) or biased."),
+    ] = None,
+    cka_block: Annotated[
+        int | None,
+        typer.Option(
+            "--cka-block", metavar="N", help="Images that CKA takes at once (default 256); 0 for all of them."
+        ),
+    ] = None,
 ) -> None:
     """Look inside models and say what they learned.
 
@@ -54,6 +72,7 @@ def run(
     mimkit analyze runs/first timm:vit_base_patch16_224 random:vit_base --data photos/ --out side-by-side
     mimkit analyze runs/first runs/second --data labelled/ --labels --images 512
     mimkit analyze mae_pretrain_vit_base.pth --data photos/ --only attention,cka
+    mimkit analyze runs/first --data photos/ --only cka --cka-examples pooled --cka-block 0
     """
     from mimkit import api
 
@@ -61,7 +80,20 @@ def run(
     overrides = [word for word in words if OVERRIDE.match(word)]
     names = [name.strip() for name in only.split(",") if name.strip()]
     with progress("analysing") as report:
-        found = api.analyze(models, data, overrides, out, images, labels, runs or [], names, progress=report)
+        found = api.analyze(
+            models,
+            data,
+            overrides,
+            out,
+            images,
+            labels,
+            runs or [],
+            names,
+            progress=report,
+            cka_examples=cka_examples,
+            cka_estimator=cka_estimator,
+            cka_block=cka_block,
+        )
     for line in found.lines():
         typer.echo(line)
     typer.echo(f"Wrote {found.report}")

@@ -324,9 +324,13 @@ def probe_chart(models: Mapping[str, tuple[Sequence[ProbeCurve], float]]) -> Cha
 
 
 def _draw_probes(axes: "Axes", model: str, curves: Sequence[ProbeCurve], chance: float, low: float) -> Tips:
+    from matplotlib.ticker import AutoLocator
+
     draw_probe_layers(axes, curves, chance, beside=False)
     axes.set_ylim(low, 100 + 0.14 * (100 - low))
+    axes.yaxis.set_major_locator(AutoLocator())  # the ticks so far are those of the lines alone
     axes.set_yticks([tick for tick in axes.get_yticks() if low <= tick <= 100])
+    number_layers(axes, max(max(curve.layers) for curve in curves))
     tips: Tips = {}
     for place, curve in enumerate(curves):
         values = [100 * float(value) for value in curve.accuracy]

@@ -185,8 +185,8 @@ def draw_probe_layers(
             spread = 100 * np.asarray(curve.std, dtype=float)
             axes.fill_between(
                 curve.layers,
-                accuracy - spread,
-                accuracy + spread,
+                np.maximum(accuracy - spread, 0),
+                np.minimum(accuracy + spread, 100),
                 color=style["color"],
                 alpha=0.12,
                 linewidth=0,
@@ -273,8 +273,16 @@ def _chance(axes: "Axes", chance: float | None) -> None:
     if chance is None:
         return
     axes.axhline(100 * chance, color=MUTED, linestyle=(0, (1, 2)), linewidth=1.2, zorder=1)
-    place = (axes.get_xlim()[1], 100 * chance)
-    _say(axes, "largest\nclass", place, (3, -7), ha="left", size=8, color=MUTED)
+    edge: Any = axes.get_yaxis_transform()  # the right end of the axes, wherever that will lie
+    axes.annotate(
+        "largest\nclass",
+        (1, 100 * chance),
+        (3, -7),
+        edge,
+        textcoords="offset points",
+        fontsize=8,
+        color=MUTED,
+    )
 
 
 def _say(

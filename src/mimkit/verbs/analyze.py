@@ -12,15 +12,16 @@ from pathlib import Path
 
 import numpy as np
 
+from mimkit.analysis.hsic import LEAST
 from mimkit.analysis.inside import Inspection, Study
-from mimkit.analysis.similarity import CKA, cka
+from mimkit.analysis.similarity import CKA, USUAL, Kind
 from mimkit.analysis.subjects import check_weights
 from mimkit.data.sampling import epoch_order
 from mimkit.data.sources import Source, open_source
 from mimkit.errors import DataError, UserError, nearest
 from mimkit.verbs import analyze_out, analyze_pictures
 from mimkit.verbs.analyze_models import Sample, open_subjects
-from mimkit.verbs.analyze_steps import STEPS, inspect, runs_of, said
+from mimkit.verbs.analyze_steps import STEPS, cka_of, inspect, runs_of, said
 from mimkit.verbs.labels import open_labelled
 from mimkit.verbs.running import Progress
 from mimkit.verbs.watch import even_draw
@@ -28,7 +29,6 @@ from mimkit.verbs.watch import even_draw
 log = logging.getLogger(__name__)
 
 IMAGES = 256
-LEAST = 4  # images that the unbiased estimator of CKA needs
 
 
 @dataclass(frozen=True)
@@ -58,10 +58,17 @@ def analyze(
     labels: bool = False,
     runs: Sequence[str | Path] = (),
     only: Sequence[str] = (),
+    kind: Kind | None = None,
     progress: Progress = None,
 ) -> Analysis:
-    """See `mimkit.api.analyze`."""
+    """See `mimkit.api.analyze`. kind: of CKA, where something was said of it."""
     wanted = _wanted(only, labels)
+    if kind is not None and "cka" not in wanted:
+        raise UserError(
+            f"--only {','.join(only)} leaves cka out, which alone --cka-examples, --cka-estimator and --cka-block are "
+            "for; add cka to --only, or drop them."
+        )
+    kind = kind or USUAL
     analyze_out.claim(out)
     curves = runs_of(runs, models) if "training" in wanted else {}
     source, ids = _sample(path, images, labels, wanted)
@@ -71,9 +78,9 @@ def analyze(
         log.info("%s: %s", subject.label, subject.about)
     count = _counter(progress, len(wanted) * len(subjects) + len(subjects))
     samples = [Sample(subject, source, ids) for subject in subjects]
-    found = [inspect(sample, wanted, count) for sample in samples]
-    cross = [cross_cka(samples[0], other) for other in samples[1:]] if "cka" in wanted else []
-    study = _study(samples, found, wanted, [one for one in cross if one is not None])
+    found = [inspect(sample, wanted, kind, count) for sample in samples]
+    cross, apart = _between(samples, kind) if "cka" in wanted else ([], [])
+    study = _study(samples, found, wanted, cross, apart)
     study = replace(study, runs=curves, **analyze_pictures.pictures(samples, study, wanted, count))
     _check_anything(study)
     study = replace(study, findings=said(samples, study))
@@ -130,22 +137,47 @@ def _counter(progress: Progress, total: int) -> Callable[[], None]:
     return count
 
 
-def cross_cka(first: Sample, other: Sample) -> CKA | None:
-    """CKA between two models; None, and a warning, where their features do not allow it."""
-    a, b = first.subject, other.subject
-    try:
-        return cka(a.module, b.module, first, names=(a.label, b.label), loader_b=other)
-    except (UserError, DataError) as error:
-        log.warning("CKA between %s and %s was left out: %s", a.label, b.label, error)
+def kind_of(examples: str | None, estimator: str | None, block: int | None) -> Kind | None:
+    """Which CKA is asked for, what is left out as usual; None where nothing is said. block: 0 for all images at once.
+
+    Raises UserError for what CKA does not know.
+    """
+    if examples is None and estimator is None and block is None:
         return None
+    if block is not None and block != 0 and block < LEAST:
+        raise UserError(
+            f"--cka-block {block}: CKA needs at least {LEAST} images in a block; 0 takes all images at once."
+        )
+    return Kind(
+        USUAL.examples if examples is None else examples,
+        USUAL.estimator if estimator is None else estimator,
+        USUAL.block if block is None else block or None,
+    )
+
+
+def _between(samples: Sequence[Sample], kind: Kind) -> tuple[list[CKA], list[str]]:
+    """CKA of the first model with each other one, and notes on those whose features do not allow it."""
+    found, notes = [], []
+    for other in samples[1:]:
+        try:
+            found.append(cka_of(samples[0], other, kind))
+        except (UserError, DataError) as error:
+            pair = f"{samples[0].subject.label} and {other.subject.label}"
+            notes.append(f"CKA between {pair} was left out. {error}")
+            log.warning("%s", notes[-1])
+    return found, notes
 
 
 def _study(
-    samples: Sequence[Sample], found: Sequence[Inspection], wanted: Sequence[str], cross: list[CKA]
+    samples: Sequence[Sample],
+    found: Sequence[Inspection],
+    wanted: Sequence[str],
+    cross: list[CKA],
+    apart: list[str],
 ) -> Study:
     first = samples[0]
     skipped = list(dict.fromkeys(name for sample in samples for name in sample.skipped))
-    alike = [*(model.cka for model in found), *cross]
+    alike = [one for one in (*(model.cka for model in found), *cross) if one is not None]
     probes = [model.probes.stored_mib for model in found if model.probes is not None]
     read = len(first.ids) - len(first.skipped)
     settings = [
@@ -160,19 +192,23 @@ def _study(
             "after softmax, whole images, no mask, evaluation mode; rows of patches over patches alone; "
             "KL with both logarithms of max(a, 1e-8)",
         ),
-        (
-            "CKA",
-            "linear, outputs of blocks, all tokens of an image in a row, unbiased HSIC over blocks of 256 images"
-            + _held("images and features", [one.stored_mib for one in alike if one is not None]),
-        ),
+        *_of_cka(alike),
         *([("probes", "means over patches of every layer" + _held("features", probes))] if probes else []),
         ("devices", ", ".join(dict.fromkeys(str(sample.runner.device) for sample in samples)) + ", float32"),
     ]
     if skipped:
-        settings.append(("unreadable", f"{len(skipped)} images were left out, such as {skipped[0]}"))
-    return Study(
-        tuple(found), first.source.name, read, tuple(settings), tuple(cross), notes=tuple(_together(found))
-    )
+        were = "image was" if len(skipped) == 1 else "images were"
+        settings.append(("unreadable", f"{len(skipped)} {were} left out, such as {skipped[0]}"))
+    notes = [*_together(found), *apart, *dict.fromkeys(f"CKA: {note}" for one in alike for note in one.notes)]
+    return Study(tuple(found), first.source.name, read, tuple(settings), tuple(cross), notes=tuple(notes))
+
+
+def _of_cka(found: Sequence[CKA]) -> list[tuple[str, str]]:
+    """How CKA was estimated, the same for all models."""
+    if not found:
+        return []
+    held = _held("images and features", [one.stored_mib for one in found])
+    return [("CKA", f"linear, outputs of blocks; {found[0].how}{held}")]
 
 
 def _held(what: str, mib: Sequence[float]) -> str:

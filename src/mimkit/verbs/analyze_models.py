@@ -220,3 +220,10 @@ def _pair(side: Any) -> list[int]:
         return [int(side.get(axis) or side["shortest_edge"]) for axis in ("height", "width")]
     height, width = (side, side) if isinstance(side, int) else side
     return [int(height), int(width)]
+
+
+def left_out(sample: Sample, name: str, error: Exception) -> str:
+    """The note, which is logged too, that the analysis `name` of a model could not be made."""
+    note = f"{sample.subject.label}: {name} {'were' if name.endswith('s') else 'was'} left out. {error}"
+    log.warning("%s", note)
+    return note

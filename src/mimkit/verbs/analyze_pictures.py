@@ -2,7 +2,6 @@
 decoder paints into hidden patches at several ratios.
 """
 
-import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,10 +19,8 @@ from mimkit.data.normalise import denormalise
 from mimkit.errors import DataError, UserError
 from mimkit.plots.images import HIDDEN
 from mimkit.plots.sheets import evenly, of_rows
-from mimkit.verbs.analyze_models import Sample
+from mimkit.verbs.analyze_models import Sample, left_out
 from mimkit.verbs.watch import MASK_SEED
-
-log = logging.getLogger(__name__)
 
 HEADS = 8  # columns of a sheet of attention maps
 SHOWN = 4  # images in a sheet of features
@@ -48,8 +45,7 @@ def pictures(
             try:
                 made, maps = make(sample, number, len(samples))
             except (UserError, DataError) as error:
-                notes.append(f"{sample.subject.label}: {name} were left out. {error}")
-                log.warning("%s", notes[-1])
+                notes.append(left_out(sample, name, error))
                 continue
             sheets += made
             packed += maps

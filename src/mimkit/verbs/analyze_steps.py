@@ -4,10 +4,10 @@ What a model does not allow (attention of a convolutional network, a layout that
 note beside its results; it never stops the others.
 """
 
-import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +17,17 @@ from mimkit.analysis.attention import attention_statistics
 from mimkit.analysis.cost import parameters
 from mimkit.analysis.inside import Inspection, Study
 from mimkit.analysis.kernels import is_depthwise, kernel_statistics
-from mimkit.analysis.layers import Layered
+from mimkit.analysis.layers import Layered, block_names
 from mimkit.analysis.probe import probe
 from mimkit.analysis.report import read_run
-from mimkit.analysis.similarity import cka
+from mimkit.analysis.similarity import CKA, USUAL, Kind, cka
 from mimkit.analysis.spectrum import layer_statistics
 from mimkit.analysis.subjects import attention_sites
-from mimkit.analysis.verdicts import Finding, compare, mask_advice, sentences
+from mimkit.analysis.verdicts import Finding, compare, mask_advice, representation, sentences
 from mimkit.engine.run_folder import METRICS
 from mimkit.errors import DataError, UserError
 from mimkit.masks import mean_avg_distance
-from mimkit.verbs.analyze_models import Sample, Subject
-
-log = logging.getLogger(__name__)
+from mimkit.verbs.analyze_models import Sample, Subject, left_out
 
 FOLDS = 5
 RECIPE = "recipe.yaml"
@@ -50,9 +48,16 @@ def _kernels(sample: Sample) -> dict[str, Any]:
     return {"kernels": found} if found.layers else {}
 
 
-def _cka(sample: Sample) -> dict[str, Any]:
-    subject = sample.subject
-    return {"cka": cka(subject.module, None, sample, names=(subject.label, subject.label))}
+def _cka(sample: Sample, kind: Kind = USUAL) -> dict[str, Any]:
+    return {"cka": cka_of(sample, sample, kind)}
+
+
+def cka_of(first: Sample, other: Sample, kind: Kind) -> CKA:
+    """CKA between two models, or within one."""
+    a, b = first.subject, other.subject
+    words = (kind.examples, kind.estimator, kind.block)
+    second = None if other is first else other  # one model reads its images once
+    return cka(a.module, b.module, first, *words, names=(a.label, b.label), loader_b=second)
 
 
 def _layers(sample: Sample) -> dict[str, Any]:
@@ -61,7 +66,11 @@ def _layers(sample: Sample) -> dict[str, Any]:
 
 def _probes(sample: Sample) -> dict[str, Any]:
     subject = sample.subject
-    encoder = subject.encoder or Layered(subject.module)  # of transformers
+    encoder = subject.encoder
+    if encoder is None or encoder.depth != len(
+        block_names(encoder)
+    ):  # of transformers; stages in place of blocks
+        encoder = Layered(subject.module)
     torch.manual_seed(subject.recipe.train.seed)
     every = range(1, encoder.depth + 1)
     table = probe(
@@ -89,20 +98,19 @@ STEPS: dict[str, Callable[[Sample], dict[str, Any]] | None] = {
 }
 
 
-def inspect(sample: Sample, wanted: Sequence[str], count: Callable[[], None]) -> Inspection:
-    """Every wanted analysis of one model; `count` is called after each."""
-    subject = sample.subject
+def inspect(sample: Sample, wanted: Sequence[str], kind: Kind, count: Callable[[], None]) -> Inspection:
+    """Every wanted analysis of one model; `count` is called after each. kind: of CKA."""
+    subject, steps = sample.subject, STEPS | {"cka": partial(_cka, kind=kind)}
     found: dict[str, Any] = {}
     notes = []
     for name in wanted:
-        step = STEPS[name]
+        step = steps[name]
         if step is None:
             continue
         try:
             found |= step(sample)
         except (UserError, DataError) as error:
-            notes.append(f"{subject.label}: {name} was left out. {error}")
-            log.warning("%s", notes[-1])
+            notes.append(left_out(sample, name, error))
         count()
     notes += _missing(subject, found, wanted)
     return Inspection(
@@ -130,6 +138,8 @@ def said(samples: Sequence[Sample], study: Study) -> tuple[Finding, ...]:
     for sample, model in zip(samples, study.models, strict=True):
         if model.attention is not None:
             made += sentences(model.attention, model.cka)
+        elif model.cka is not None:
+            made.append(representation(model.cka))
         distance = _mask_distance(sample.subject)
         if distance is not None:
             advice = mask_advice(distance, model.size)
