@@ -23,6 +23,19 @@ def test_a_sentence_is_said_once_and_another_one_too(agent: TCPStore) -> None:
     assert voices.others_have_said_why()
 
 
+def test_a_warning_is_given_once_each_time_and_explains_no_failure(agent: TCPStore) -> None:
+    said = [
+        voices.first_to_warn(text, time) for text, time in (("a", 1), ("a", 1), ("a", 2), ("b", 1), ("a", 2))
+    ]
+    assert said == [True, False, True, True, False]
+    assert voices.first_to_say("a") and not voices.first_to_say("a")
+
+
+def test_a_warning_alone_is_no_reason_to_be_silent(agent: TCPStore) -> None:
+    voices.first_to_warn("a", 1)
+    assert not voices.others_have_said_why()
+
+
 def test_after_a_restart_it_is_said_again(agent: TCPStore, monkeypatch: pytest.MonkeyPatch) -> None:
     assert voices.first_to_say("a")
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")

@@ -39,6 +39,7 @@ def test_shards_pretrain_like_one_process_and_checkpoints_go_both_ways(few: Path
     shared = forget(one, tmp_path / "shared", 9)  # its micro-batch of 16 is more than a process's share
     done = mimkit("pretrain", str(shared), "--resume", FSDP, processes=2)
     assert done.returncode == 0, done.stderr
+    assert done.stderr.count("warning: Resumed under other circumstances") == 1  # which both processes notice
     assert losses(shared) == pytest.approx(losses(one), **ROUNDING)
     state = json.loads((shared / "checkpoints" / "step-9" / "state.json").read_text())
     assert (state["world"], state["parallel"], state["micro_batch"]) == (2, "fsdp", 8)

@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 import traceback
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from io import TextIOWrapper
@@ -116,7 +117,7 @@ def _fail(sentence: str, code: int, debug: bool) -> int:
 
 def _say(lines: str) -> None:
     """Print to standard error, of several processes that have the same to say by one alone."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if _are_several():
         from mimkit.engine.voices import first_to_say
 
         if not first_to_say(lines):
@@ -124,9 +125,13 @@ def _say(lines: str) -> None:
     print(lines, file=sys.stderr, flush=True)
 
 
+def _are_several() -> bool:
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
 def _fault() -> int:
     """Report an error that nobody foresaw: our fault, so the traceback stays."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if _are_several():
         from mimkit.engine.voices import others_have_said_why
 
         if others_have_said_why():
@@ -179,13 +184,29 @@ def _leave_at_once() -> None:
 
 
 class _Terminal(logging.Handler):
-    """Writes to whatever `sys.stderr` is at the time, so that a progress bar can make room for a line."""
+    """Writes to whatever `sys.stderr` is at the time, so that a progress bar can make room for a line. A warning that
+    several processes have to say is said by one.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._warned: Counter[str] = Counter()
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            print(self.format(record), file=sys.stderr, flush=True)
+            line = self.format(record)
+            if record.levelno <= logging.INFO or self._is_first(line):
+                print(line, file=sys.stderr, flush=True)
         except Exception:
             self.handleError(record)
+
+    def _is_first(self, line: str) -> bool:
+        if not _are_several():
+            return True
+        from mimkit.engine.voices import first_to_warn
+
+        self._warned[line] += 1
+        return first_to_warn(line, self._warned[line])
 
 
 class _Plain(logging.Formatter):

@@ -1,4 +1,4 @@
-"""Who of several processes tells a person what went wrong: each sentence once, by the first that has it to say.
+"""Who of several processes tells a person what goes wrong: each sentence once, by the first that has it to say.
 
 Under torchrun all of them meet the same mistake, some before they have joined each other. What they share from the
 beginning is the store in which torchrun's agent brought them together; it counts who has said what. Elsewhere
@@ -25,11 +25,18 @@ def several() -> bool:
 
 def first_to_say(sentence: str) -> bool:
     """Whether no other process has said `sentence`; who may not waits a moment for the one that does."""
-    count = _count(hashlib.blake2b(sentence.encode(errors="replace")).hexdigest(), 1)
+    count = _count(_digest(sentence), 1)
     _count(ANY, 1)
     if count > 1:
         time.sleep(LINGER)
     return count <= 1
+
+
+def first_to_warn(sentence: str, time: int) -> bool:
+    """Whether no other process has said `sentence` for the `time`-th time: what all of them meet is said once, what one
+    meets again is said again.
+    """
+    return _count(_digest(f"{time} {sentence}"), 1) <= 1
 
 
 def others_have_said_why() -> bool:
@@ -51,6 +58,10 @@ def _count(name: str, more: int) -> int:
         return int(store.add(_key(name), more))
     except (KeyError, ValueError, RuntimeError):
         return 0
+
+
+def _digest(sentence: str) -> str:
+    return hashlib.blake2b(sentence.encode(errors="replace")).hexdigest()
 
 
 def _key(name: str) -> str:
