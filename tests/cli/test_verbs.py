@@ -103,7 +103,7 @@ def test_reconstruct_takes_ratios_with_commas(api: FakeApi, capsys: pytest.Captu
     assert cli.main(["reconstruct", "runs/a"]) == 0
     assert [args for _, args, _ in api.calls] == [
         ("runs/a", "photos/", Path("p.png"), [0.5, 0.75], 3),
-        ("runs/a", None, Path("reconstruction.png"), [0.5, 0.75, 0.9], 8),
+        ("runs/a", None, Path("reconstruction.png"), None, 8),
     ]
     assert capsys.readouterr().out == "Wrote picture.png\n" * 2
 
