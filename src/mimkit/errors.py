@@ -1,4 +1,5 @@
-"""The two kinds of failure that a person can do something about, and the nearest known word for a mistyped one.
+"""The two kinds of failure that a person can do something about, the nearest known word for a mistyped one, and numbers
+of things in words.
 
 A message is one sentence: what, where, what was found, what is allowed, what to do next. The command line prints it
 without a traceback and exits with `exit_code`; anything else that is raised is a fault of ours and keeps its traceback.
@@ -43,3 +44,16 @@ def nearest(word: str, known: Iterable[str]) -> str:
     """ " Did you mean 'x'?" for the known word closest to `word`, or an empty string when nothing is close."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def counted(number: float, noun: str, form: str = "") -> str:
+    """ "1 image", "2 images", "0.5 blocks", "3 classes". form: of the number, as in a format string."""
+    ending = "" if number == 1 else "es" if noun.endswith(("s", "x", "ch", "sh")) else "s"
+    return f"{number:{form}} {noun}{ending}"
+
+
+def none_readable(images: int, name: str) -> str:
+    """ "None of the 12 images of photos can be read", without a full stop."""
+    if images == 1:
+        return f"The only image of {name} cannot be read"
+    return f"None of the {images} images of {name} can be read"

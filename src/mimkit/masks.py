@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mimkit.errors import UserError
+from mimkit.errors import UserError, counted
 
 MIN_ASPECT = 0.3  # BEiT: blocks between 0.3 and 1/0.3 in height over width
 BLOCK_ATTEMPTS = 10
@@ -152,7 +152,9 @@ def visible_count(cells: int, ratio: float) -> int:
         what = "visible" if keep <= 0 else "hidden"
         highest = math.floor(1000 * (1 - 1 / cells)) / 1000 - 0.001  # a step below: 0.9 of 10 keeps none
         advice = f"use a ratio above 0 and up to {highest:.3f}" if cells > 1 else "use more cells"
-        raise UserError(f"A mask ratio of {ratio} leaves nothing {what} of {cells} cells; {advice}.")
+        raise UserError(
+            f"A mask ratio of {ratio} leaves nothing {what} of {counted(cells, 'cell')}; {advice}."
+        )
     return keep
 
 
@@ -233,7 +235,9 @@ class RandomMasker:
 def _grouped(noise: np.ndarray, groups: int, grid: tuple[int, ...], unit: tuple[int, ...]) -> Mask:
     """Complementary masks of one sample. Raises UserError unless the cells can be shared out evenly."""
     if noise.size % groups:
-        raise UserError(f"{noise.size} cells cannot be shared out evenly over {groups} complementary masks.")
+        raise UserError(
+            f"{counted(noise.size, 'cell')} cannot be shared out evenly over {groups} complementary masks."
+        )
     group = torch.from_numpy(groups_by_noise(noise, groups)).view(1, *grid)
     return Mask(group != 0, unit, indices(group == 0), group=group)
 

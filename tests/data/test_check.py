@@ -168,7 +168,7 @@ def test_nothing_but_unreadable_files_still_gives_a_report(tmp_path):
     (tmp_path / "a.jpg").write_bytes(b"")
     found = check_source(tmp_path, jobs=1)
     assert found.to_json()["readable"] == 0 and found.low_variance_patches == 0
-    assert "1 images, 0 readable" in found.summary()
+    assert "1 image, 0 readable" in found.summary()
 
 
 def test_a_folder_without_images_is_an_error(tmp_path):

@@ -119,7 +119,7 @@ def test_images_without_labels_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_fill_for_other_channels_is_refused(folder: Path) -> None:
-    with pytest.raises(UserError, match="3 values and the images have 1 channels"):
+    with pytest.raises(UserError, match="3 values and the images have 1 channel;"):
         replace(data_of(folder), channels=1)
 
 

@@ -209,7 +209,7 @@ def test_an_image_smaller_than_the_crop_is_scaled_up_and_counted(photos, caplog)
     with caplog.at_level(logging.WARNING):
         (batch,) = train_batches(data_of(photos), 37, 37, 0, 1)
     assert len(batch.small) == sum(min(size) < 32 for size in sizes) > 0
-    assert f"{len(batch.small)} image(s) so far are smaller than the crop" in caplog.text
+    assert f"Smaller than the crop, so scaled up: {len(batch.small)} image" in caplog.text
 
 
 @pytest.mark.parametrize(

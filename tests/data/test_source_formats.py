@@ -178,7 +178,7 @@ def test_a_shard_that_shrinks_later_gives_an_error_of_that_image(tmp_path: Path)
 
 def test_a_member_without_label_is_named_when_labels_are_asked_for(tmp_path: Path) -> None:
     path = write_tar(tmp_path / "a.tar", {"1.jpg": image(0), "1.cls": b"0", "2.jpg": image(1)})
-    with pytest.raises(UserError, match=r"1 of 2 images have no \.cls.*2\.jpg"):
+    with pytest.raises(UserError, match=r"no \.cls member beside 1 of 2 images.*2\.jpg"):
         open_source(path, labels=True)
 
 

@@ -80,7 +80,7 @@ def test_a_channel_that_never_varies_does_not_end_in_a_division_by_zero(tmp_path
 
 def test_unreadable_images_are_counted_and_only_unreadable_ones_an_error(tmp_path):
     (tmp_path / "bad.jpg").write_bytes(b"no picture")
-    with pytest.raises(DataError, match=r"None of 1 images .* can be read: 'bad.jpg'"):
+    with pytest.raises(DataError, match=r"The only image of .* cannot be read: 'bad.jpg'"):
         channel_stats(open_source(tmp_path))
     save(tmp_path, np.uint8, 3)
     stats = channel_stats(open_source(tmp_path))

@@ -142,7 +142,11 @@ def test_without_a_checkpoint_and_without_a_whole_one_the_errors_differ(tmp_path
         checkpoint.latest_good(tmp_path)
     save_steps(tmp_path, 3)
     _truncate(tmp_path / "checkpoints" / "step-3")
-    with pytest.raises(DataError, match="None of the 1 checkpoints"):
+    with pytest.raises(DataError, match=r"^The only checkpoint in .* is not whole"):
+        checkpoint.latest_good(tmp_path)
+    save_steps(tmp_path, 4)
+    _truncate(tmp_path / "checkpoints" / "step-4")
+    with pytest.raises(DataError, match=r"^None of the 2 checkpoints in .* is whole"):
         checkpoint.latest_good(tmp_path)
 
 

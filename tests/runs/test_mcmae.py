@@ -68,7 +68,7 @@ def test_the_run_is_compared_with_random_weights(
         (["encoder.kernel=4"], "encoder.kernel: a kernel of 4 has no middle to lie on a position"),
         (["encoder.patch=8"], "encoder.name=mcmae_tiny knows no such field"),
         (["data.size=32", "method.mask.ratio=0.9"], "leaves nothing visible of 4 cells"),
-        (["data.size=16"], "leaves nothing visible of 1 cells"),
+        (["data.size=16"], "leaves nothing visible of 1 cell;"),
         (["method.name=mae", "encoder.masking=tokens"], "made for method.name=mcmae"),
         (["encoder.name=vit_tiny"], "mcmae fuses features of several strides, and vit_tiny has one"),
         (["data.size=48", "method.mask.complementary=true"], "9 cells cannot be shared out evenly"),

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from mimkit.cli.text import Overrides, progress, table
+from mimkit.errors import counted
 
 Images = Annotated[
     str, typer.Argument(metavar="PATH", help="Folder, glob, list, table, tar shards or array stack.")
@@ -84,7 +85,8 @@ def stats(path: Images, jobs: Jobs = None) -> None:
         result = api.data_stats(path, jobs, progress=report)
     unreadable = f", {result.unreadable} unreadable" if result.unreadable else ""
     typer.echo(
-        f"{result.images} images measured{unreadable}; {result.channels} channels of {result.bits} bits"
+        f"{counted(result.images, 'image')} measured{unreadable}; "
+        f"{counted(result.channels, 'channel')} of {result.bits} bits"
     )
     typer.echo(f"data.mean=[{', '.join(f'{value:.4f}' for value in result.mean)}]")
     typer.echo(f"data.std=[{', '.join(f'{value:.4f}' for value in result.std)}]")
@@ -117,7 +119,9 @@ def prepare(
             path, out, short_side, shards=shards, quality=quality, jobs=jobs, progress=report
         )
     kept = f", {result.kept} kept from before" if result.kept else ""
-    typer.echo(f"{result.out}: {result.written} images written{kept}, {len(result.skipped)} skipped.")
+    typer.echo(
+        f"{result.out}: {counted(result.written, 'image')} written{kept}, {len(result.skipped)} skipped."
+    )
     for skip in result.skipped[:SHOWN]:
         typer.echo(f"  {skip.name}: {skip.reason}")
     if len(result.skipped) > SHOWN:

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from mimkit.cli.text import Overrides, progress, table
+from mimkit.errors import counted
 
 SHOWN = 20  # classes that the terminal gets
 
@@ -54,7 +55,7 @@ def run(
     typer.echo()
     typer.echo(table(("class", "images", "found %", "right %", "taken for"), cells, right=(1, 2, 3)))
     if len(rows) > SHOWN:
-        typer.echo(f"... and {len(rows) - SHOWN} better classes; --json FILE writes all of them.")
+        typer.echo(f"... and {counted(len(rows) - SHOWN, 'better class')}; --json FILE writes all of them.")
     typer.echo()
     for path in [*found.pictures, *([] if json is None else [json])]:
         typer.echo(f"Wrote {path}")

@@ -25,6 +25,7 @@ from mimkit.data.formats.folder import LEFTOVERS
 from mimkit.data.normalise import FULL_SCALE
 from mimkit.data.sources import Source, open_source
 from mimkit.data.workers import available_cores, chunks, ordered_map
+from mimkit.errors import counted
 
 Action = Literal["read", "skip", "error"]
 Severity = Literal["error", "warning", "note"]
@@ -150,7 +151,7 @@ class CheckReport:
     def summary(self) -> str:
         """The whole in a few lines of text."""
         readable = self.readable
-        lines = [f"{self.path}: {len(self.findings)} images, {len(readable)} readable"]
+        lines = [f"{self.path}: {counted(len(self.findings), 'image')}, {len(readable)} readable"]
         if readable:
             sizes = _sizes(readable)
             kinds = ", ".join(
@@ -302,7 +303,13 @@ def _wrong_channels(good: list[Finding], channels: int | None) -> list[Row]:
     fits = {1, 3} if wanted in (1, 3) else {wanted}
     whose = "are wanted" if channels else "most images have"
     return [
-        Row(f.key, "channels", "error", "error", f"has {f.channels} channels where {wanted} {whose}")
+        Row(
+            f.key,
+            "channels",
+            "error",
+            "error",
+            f"has {counted(f.channels, 'channel')} where {wanted} {whose}",
+        )
         for f in good
         if f.channels not in fits
     ]
@@ -388,4 +395,8 @@ def _folders(root: str) -> list[str]:
 
 
 def _why_empty(keys: list[str]) -> str:
-    return f"none of its {len(keys)} images can be read" if keys else "a folder without images"
+    if not keys:
+        return "a folder without images"
+    return (
+        "its only image cannot be read" if len(keys) == 1 else f"none of its {len(keys)} images can be read"
+    )

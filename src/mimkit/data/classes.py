@@ -10,7 +10,7 @@ import numpy as np
 
 from mimkit.data.index import Ignored
 from mimkit.data.sources import Source
-from mimkit.errors import DataError, UserError, nearest
+from mimkit.errors import DataError, UserError, counted, nearest
 
 log = logging.getLogger(__name__)
 
@@ -87,13 +87,13 @@ def share_of(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
 def shots_of(labels: np.ndarray, shots: int, seed: int, classes: Sequence[str]) -> np.ndarray:
     """Ids (ascending) of `shots` images of each class. Raises DataError when a class has fewer."""
     if shots < 1:
-        raise UserError(f"{shots} images of each class: give at least 1.")
+        raise UserError(f"{counted(shots, 'image')} of each class: give at least 1.")
     counts = np.bincount(labels)
     short = np.flatnonzero((counts > 0) & (counts < shots))
     if len(short):
         raise DataError(
-            f"The class {classes[short[0]]!r} has {counts[short[0]]} images to train on, fewer than the {shots} asked "
-            "for (data.shots); ask for fewer, or add images."
+            f"The class {classes[short[0]]!r} has {counted(counts[short[0]], 'image')} to train on, fewer than "
+            f"the {shots} asked for (data.shots); ask for fewer, or add images."
         )
     return _first_of_each(labels, lambda count: shots, seed)
 
@@ -108,7 +108,7 @@ def renumbered(source: Source, classes: Sequence[str], owner: str = "the model")
     if strange:
         more = f" and {len(strange) - NAMED} more" if len(strange) > NAMED else ""
         raise UserError(
-            f"{source.name} has {len(strange)} of {len(source.classes)} classes that {owner} does not know "
+            f"{source.name} has {len(strange)} of {counted(len(source.classes), 'class')} that {owner} does not know "
             f"({', '.join(map(repr, strange[:NAMED]))}{more}); it knows {len(classes)}, such as "
             f"{', '.join(map(repr, classes[:NAMED]))}. Rename or leave out what is no class of its, or train on "
             f"images of all classes.{nearest(strange[0], classes)}"
@@ -117,7 +117,9 @@ def renumbered(source: Source, classes: Sequence[str], owner: str = "the model")
         return source
     missing = len(classes) - len(source.classes)
     if missing:
-        log.warning("%s has images of %d of the %d classes.", source.name, len(source.classes), len(classes))
+        log.warning(
+            "%s has images of %d of the %s.", source.name, len(source.classes), counted(len(classes), "class")
+        )
     numbers = np.array([place[name] for name in source.classes], np.int64)
     return View(source, np.arange(len(source)), classes, numbers)
 
@@ -130,7 +132,7 @@ def unequal(counts: np.ndarray, classes: Sequence[str]) -> str | None:
         return None
     few = [f"{classes[i]!r} {counts[i]}" for i in order[: min(NAMED, len(order) - 1)]]
     if len(few) == 1:
-        said = f"{classes[large]!r} has {counts[large]} images, {few[0]}"
+        said = f"{classes[large]!r} has {counted(counts[large], 'image')}, {few[0]}"
     else:
         said = (
             f"the largest, {classes[large]!r}, has {counts[large]} images, the smallest have {', '.join(few)}"

@@ -13,6 +13,7 @@ import simplejpeg
 
 from mimkit.data.header import DecodeError, Header, open_pillow, png_chunks, quiet, read_header
 from mimkit.data.tiff import read_tiff
+from mimkit.errors import counted
 
 __all__ = ["MAX_PIXELS", "DecodeError", "Header", "decode", "read_header"]
 
@@ -68,7 +69,7 @@ def _check_size(header: Header, key: str, max_pixels: int) -> None:
             f"declares {header.width} x {header.height} pixels, more than the limit of {_count(max_pixels)}",
         )
     if area * header.channels * header.bits / 8 > max_pixels * MAX_BYTES_PER_PIXEL:
-        size = f"{header.width} x {header.height} pixels x {header.channels} channels of {header.bits} bits"
+        size = f"{header.width} x {header.height} pixels x {counted(header.channels, 'channel')} of {header.bits} bits"
         raise DecodeError(
             key, f"declares {size}, more than the limit of {_count(max_pixels * MAX_BYTES_PER_PIXEL)} bytes"
         )

@@ -37,7 +37,7 @@ from mimkit.data.normalise import normalise
 from mimkit.data.randaugment import RandAugment
 from mimkit.data.sources import Source
 from mimkit.data.stats import deepest
-from mimkit.errors import UserError
+from mimkit.errors import UserError, counted
 
 FINETUNE_SCALE = (0.08, 1.0)
 CROPS = ("resized", "clipped")
@@ -117,8 +117,8 @@ class FinetuneData:
         rand = self.augmentation.randaugment
         if rand is not None and len(rand.fill) != self.channels:
             raise UserError(
-                f"RandAugment fills with {len(rand.fill)} values and the images have {self.channels} channels; "
-                "fill with the mean of the data."
+                f"RandAugment fills with {counted(len(rand.fill), 'value')} and the images have "
+                f"{counted(self.channels, 'channel')}; fill with the mean of the data."
             )
         if rand is not None:
             check_depth(self.source)

@@ -34,7 +34,7 @@ from mimkit.data.decode import MAX_PIXELS, DecodeError, decode, read_header
 from mimkit.data.sampling import replacement, sample_generator, step_ids
 from mimkit.data.sources import Source
 from mimkit.data.workers import ordered_map
-from mimkit.errors import DataError, UserError
+from mimkit.errors import DataError, UserError, counted
 from mimkit.masks import Mask, Masker, collate
 
 log = logging.getLogger(__name__)
@@ -232,7 +232,7 @@ def _warned(batches: Generator[B, None, None]) -> Generator[B, None, None]:
             before = len(small)
             small.update(batch.small)
             if len(str(len(small))) > len(str(before)) or before == 0 < len(small):
-                log.warning("%d image(s) so far are smaller than the crop and are scaled up", len(small))
+                log.warning("Smaller than the crop, so scaled up: %s so far", counted(len(small), "image"))
             yield batch
 
 
@@ -257,11 +257,12 @@ def check_batch(n: int, batch_size: int, micro_batch: int, world: int = 1, repea
             fits = (
                 f"train.batch_size={each * world} train.micro_batch={each}"
                 if each
-                else f"{n} processes or fewer"
+                else f"{counted(n, 'process')}" + " or fewer" * (n > 1)
             )
         crops = f" ({n * repeats} crops)" if repeats > 1 else ""
         raise UserError(
-            f"A batch of {batch_size} is larger than the data set of {n} images{crops}; use {fits}, or more images."
+            f"A batch of {batch_size} is larger than the data set of {counted(n, 'image')}{crops}; use {fits}, or more "
+            "images."
         )
     if micro_batch % repeats:
         raise UserError(
@@ -274,8 +275,8 @@ def check_batch(n: int, batch_size: int, micro_batch: int, world: int = 1, repea
         smaller = [n for n in range(repeats, min(micro_batch, share) + 1, repeats) if share % n == 0]
         fits = f"train.micro_batch={smaller[-1]} or " if smaller and batch_size % world == 0 else ""
         raise UserError(
-            f"train.batch_size is {batch_size}, not a multiple of {micro_batch} images a micro-batch x {world} "
-            f"{'process' if world == 1 else 'processes'}; use {fits}train.batch_size={whole}."
+            f"train.batch_size is {batch_size}, not a multiple of {counted(micro_batch, 'image')} a micro-batch x "
+            f"{counted(world, 'process')}; use {fits}train.batch_size={whole}."
         )
 
 

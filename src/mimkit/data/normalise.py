@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mimkit.data.batch import Batch
-from mimkit.errors import UserError
+from mimkit.errors import UserError, counted
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -51,8 +51,8 @@ def _per_channel(images: Tensor, mean: Sequence[float], std: Sequence[float]) ->
     channels = images.shape[-3]
     if not len(mean) == len(std) == channels:
         raise UserError(
-            f"The images have {channels} channels, data.mean has {len(mean)} values and data.std {len(std)}; "
-            "give one of each per channel, or leave both out to have them measured."
+            f"The images have {counted(channels, 'channel')}, data.mean has {counted(len(mean), 'value')} and "
+            f"data.std {len(std)}; give one of each per channel, or leave both out to have them measured."
         )
     return _constant(tuple(mean), images.device), _constant(tuple(std), images.device)
 

@@ -30,7 +30,7 @@ from mimkit.data.index import (
     suffix_of,
     why_not,
 )
-from mimkit.errors import DataError, UserError, nearest
+from mimkit.errors import DataError, UserError, counted, nearest
 
 __all__ = ["IMAGE_EXTENSIONS", "Ignored", "Source", "open_source"]
 log = logging.getLogger(__name__)
@@ -97,7 +97,12 @@ def open_source(
         raise UserError(f"{name} cannot be read: {why_unreadable(error)}") from error
     left = f"; left out: {left_out_words(source.ignored)}" if source.ignored else ""
     log.log(
-        logging.INFO if left else logging.DEBUG, "%s: %d images (%s)%s", name, len(source), source.kind, left
+        logging.INFO if left else logging.DEBUG,
+        "%s: %s (%s)%s",
+        name,
+        counted(len(source), "image"),
+        source.kind,
+        left,
     )
     return source
 

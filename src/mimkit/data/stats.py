@@ -16,7 +16,7 @@ from mimkit.data.header import read_header
 from mimkit.data.sampling import epoch_order
 from mimkit.data.sources import Source
 from mimkit.data.workers import chunks, ordered_map
-from mimkit.errors import DataError
+from mimkit.errors import DataError, none_readable
 
 ENOUGH = (256, 256)  # pictures are decoded no smaller than this: crops are not seen larger either
 FULL_SCALE = {np.dtype(np.uint8): 255.0, np.dtype(np.uint16): 65535.0, np.dtype(np.float32): 1.0}
@@ -91,7 +91,7 @@ def channel_stats(
     for moments in _measure_all(source, channels, chosen, jobs, progress):
         (reasons if isinstance(moments, str) else found).append(moments)  # type: ignore[arg-type]
     if not found:
-        raise DataError(f"None of {len(chosen)} images of {source.name} can be read: {reasons[0]}.")
+        raise DataError(f"{none_readable(len(chosen), source.name)}: {reasons[0]}.")
     count = channels or Counter(len(one.mean) for one in found).most_common(1)[0][0]
     used = [one for one in found if len(one.mean) == count or (len(one.mean) == 1 and count == 3)]
     mean = np.mean([np.broadcast_to(one.mean, count) for one in used], axis=0)

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mimkit.errors import UserError
+from mimkit.errors import UserError, counted
 from mimkit.masks import Mask
 from mimkit.ops import units
 
@@ -146,7 +146,7 @@ class Encoder(nn.Module):
         """Raise UserError where images or mask do not go with this encoder."""
         if images.ndim != 2 + len(self.unit) or images.shape[1] != self.channels:
             raise UserError(
-                f"The encoder takes images of {self.channels} channels, (B, {self.channels}, H, W); "
+                f"The encoder takes images of {counted(self.channels, 'channel')}, (B, {self.channels}, H, W); "
                 f"these are {tuple(images.shape)}. Set data.channels to what the images have."
             )
         if mask is None:

@@ -182,9 +182,9 @@ def latest_good(run: Path) -> Path:
             log.warning("%s Falling back to the one before it.", error)
             continue
         return folder
-    raise DataError(
-        f"None of the {len(there)} checkpoints in {run / FOLDER} is whole; start again under another train.run."
-    )
+    none = "The only checkpoint" if len(there) == 1 else f"None of the {len(there)} checkpoints"
+    whole = "is not whole" if len(there) == 1 else "is whole"
+    raise DataError(f"{none} in {run / FOLDER} {whole}; start again under another train.run.")
 
 
 def saved(run: Path) -> list[Path]:

@@ -40,7 +40,7 @@ from mimkit.engine.run_folder import already_there, log_file
 from mimkit.engine.steps import Numbers, Step, lateness, metrics_row, step_seed
 from mimkit.engine.stop import Stop
 from mimkit.engine.trainable import BatchLike, Evaluator, frozen_names, trainable_parameters
-from mimkit.errors import Interrupted, UserError
+from mimkit.errors import Interrupted, UserError, counted
 
 log = logging.getLogger(__name__)
 B = TypeVar("B", bound=BatchLike)
@@ -277,8 +277,8 @@ class Loop(Generic[B]):
             checkpoint.rewrite_state(folder, self.state)
             self.records.rewind(self.state.step)
         log.warning(
-            "%d steps in a row were not finite: back from step %d to step %d, on with %g of the learning rate.",
-            *(failed.bad_in_a_row, failed.step, self.state.step, self.state.lr_factor),
+            "Not finite for %s in a row: back from step %d to step %d, on with %g of the learning rate.",
+            *(counted(failed.bad_in_a_row, "step"), failed.step, self.state.step, self.state.lr_factor),
         )
         self.saved_step = self.state.step
         self.progress.rewind()

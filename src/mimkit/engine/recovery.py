@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mimkit.engine import checkpoint, nonfinite
 from mimkit.engine.checkpoint import Rollback, State
-from mimkit.errors import DataError, UserError
+from mimkit.errors import DataError, UserError, counted
 
 log = logging.getLogger(__name__)
 ROLLBACK_FACTOR = 0.5
@@ -80,8 +80,8 @@ def rollback_target(run: Path, state: State, most: int) -> Path:
     """
     if len(state.rollbacks) >= most:
         raise UserError(
-            f"Training stays non-finite: {state.bad_in_a_row} steps in a row up to step {state.step}, after "
-            f"{most} rollbacks and with the learning rate at {state.lr_factor:g} of the schedule. "
+            f"Training stays non-finite: {counted(state.bad_in_a_row, 'step')} in a row up to step {state.step}, after "
+            f"{counted(most, 'rollback')} and with the learning rate at {state.lr_factor:g} of the schedule. "
             f"{run / nonfinite.FOLDER}.jsonl names the images and the first bad module, {run / nonfinite.FOLDER} "
             "holds failing batches; try a lower optimiser.base_lr, optimiser.clip=1 or train.precision=fp32."
         )

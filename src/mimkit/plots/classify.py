@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from mimkit.errors import counted
 from mimkit.plots.curves import CYCLE, DASHES, MARKERS, head, legend, tidy
 from mimkit.plots.files import BLUE, DPI, GRID, INK, MUTED, VERMILLION
 from mimkit.plots.images import canvas, cell_size, fitted, short, show_image
@@ -113,7 +114,7 @@ def class_table(rows: Sequence[ClassBar], title: str = "") -> "Figure":
     axes.set_ylim(len(worst) - 0.4, -0.6)
     axes.set_xlim(0, 100)
     for i, row in enumerate(worst):
-        said = f"{row.images} image{'s' * (row.images != 1)}" + (
+        said = counted(row.images, "image") + (
             f", taken for {short(row.taken_for, 150, start=True)}" if row.taken_for else ""
         )
         axes.annotate(

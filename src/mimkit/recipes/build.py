@@ -31,7 +31,7 @@ from mimkit.engine.lars import LARS
 from mimkit.engine.memory import available_bytes
 from mimkit.engine.optimiser import adamw, layer_decay_groups, pretrain_groups
 from mimkit.engine.trainable import trainable_parameters
-from mimkit.errors import UserError
+from mimkit.errors import UserError, counted
 from mimkit.masks import Masker, build_masker
 from mimkit.methods.base import Method
 from mimkit.recipes.model_parts import MCMAE
@@ -228,8 +228,8 @@ def _measured(recipe: Recipe, images: Source) -> dict[str, object]:
     std = part.std or (IMAGENET_STD if ordinary else stats.std)
     if not ordinary:
         log.info(
-            "%d channel(s) of %d bits: normalised by the mean and deviation of these images",
-            stats.channels,
+            "%s of %d bits: normalised by the mean and deviation of these images",
+            counted(stats.channels, "channel"),
             stats.bits,
         )
     return {"channels": stats.channels, "mean": tuple(mean), "std": tuple(std)}

@@ -5,7 +5,7 @@ million images (He et al. 2022, table 8); what is changed here for fewer images 
 passes, a batch that fits, a warm-up of a twentieth of the run, the learning rate by the batch size.
 """
 
-from mimkit.errors import DataError
+from mimkit.errors import DataError, counted
 
 FEW = 10_000  # images below which published weights are the better start, as the threads on small sets report
 MANY = 1_000_000  # images from which ViT-L pays (MAE, table 3: +2.3 points over ViT-B on ImageNet-1K)
@@ -24,7 +24,8 @@ def choose(
     """
     if min(images, height, width, channels) < 1:
         raise DataError(
-            f"There is nothing to train on: {images} images of {width} x {height} with {channels} channels."
+            f"There is nothing to train on: {counted(images, 'image')} of {width} x {height} with "
+            f"{counted(channels, 'channel')}."
         )
     recipe, why_recipe = _model(images, memory_gb, cuda)
     sizes, why_sizes = _crop(recipe, min(height, width))
@@ -118,11 +119,11 @@ def _reading(height: int, width: int) -> list[str]:
 def _colour(channels: int) -> list[str]:
     if channels == 3:
         return []
-    noun = "channel" if channels == 1 else "channels"
     return [
-        f"The images have {channels} {noun}; mean and deviation are measured on them, as ImageNet's are for RGB."
+        f"The images have {counted(channels, 'channel')}; mean and deviation are measured on them, as ImageNet's "
+        "are for RGB."
     ]
 
 
 def _count(images: int) -> str:
-    return f"{images:,} images"
+    return counted(images, "image", ",")

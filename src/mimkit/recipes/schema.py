@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from mimkit.errors import UserError
+from mimkit.errors import UserError, counted
 from mimkit.recipes.model_parts import (
     MAE,
     MCMAE,
@@ -316,14 +316,14 @@ def _labels(recipe: Recipe) -> Clashes:
     if task is not None and task.head == "probe" and task.blocks is not None:
         yield (
             ("task.blocks", "task.head"),
-            f"task.blocks: {task.blocks:g} blocks cannot be trained under task.head=probe, which keeps the encoder "
-            "as it is; leave it out.",
+            f"task.blocks: {counted(task.blocks, 'block', 'g')} cannot be trained under task.head=probe, which keeps "
+            "the encoder as it is; leave it out.",
         )
     if data.shots is not None and data.label_share < 1:
         yield (
             ("data.shots", "data.label_share"),
-            f"data.shots: {data.shots} images of each class and a share of {data.label_share:g} exclude each other; "
-            "give one.",
+            f"data.shots: {counted(data.shots, 'image')} of each class and a share of {data.label_share:g} exclude "
+            "each other; give one.",
         )
 
 
@@ -381,8 +381,8 @@ def _masks(recipe: Recipe) -> Clashes:
     if abs(count * (1 - ratio) - 1) > 1e-9 or cells % count:
         yield (
             (key, "method.mask.ratio", "data.size"),
-            f"{key}: {cells} cells cannot be shared out evenly with {ratio:g} hidden each time; use a ratio of 1/2, "
-            "2/3, 3/4 ... and a number of cells that it divides.",
+            f"{key}: {counted(cells, 'cell')} cannot be shared out evenly with {ratio:g} hidden each time; use a ratio "
+            "of 1/2, 2/3, 3/4 ... and a number of cells that it divides.",
         )
     if isinstance(recipe.encoder, HybridEncoder) and recipe.encoder.masking == "tokens":
         yield (

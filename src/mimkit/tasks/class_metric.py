@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mimkit.data.batch import Batch
-from mimkit.errors import DataError, UserError
+from mimkit.errors import DataError, UserError, counted
 from mimkit.tasks.base import Metric
 
 BINS = 15  # of confidence, for the calibration error (Guo et al. 2017, section 4)
@@ -193,7 +193,7 @@ class ClassMetric(Metric[ClassPredictions]):
         if outside.any():
             raise DataError(
                 f"Image {int(batch.ids[outside][0])} has the label {int(truths[outside][0])}; "
-                f"the model knows {len(self.classes)} classes, numbered from 0."
+                f"the model knows {counted(len(self.classes), 'class')}, numbered from 0."
             )
         return truths
 

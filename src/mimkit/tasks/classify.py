@@ -20,7 +20,7 @@ from mimkit import plots
 from mimkit.data.batch import Batch
 from mimkit.data.normalise import FULL_SCALE
 from mimkit.encoders.base import Encoder
-from mimkit.errors import UserError
+from mimkit.errors import UserError, counted
 from mimkit.methods.base import Loss
 from mimkit.ops.attention import LAYER_NORM_EPS
 from mimkit.tasks.base import Task
@@ -180,7 +180,8 @@ def train_last(encoder: Encoder, blocks: float | None, norm: bool = True) -> Non
     most = encoder.deepest - 1
     if not (0 <= blocks <= most and blocks * 2 == int(blocks * 2)):
         raise UserError(
-            f"{blocks:g} trained blocks: give 0, 0.5, 1, 1.5 ... up to the encoder's {most}, or leave it out."
+            f"{counted(blocks, 'trained block', 'g')}: give 0, 0.5, 1, 1.5 ... up to the encoder's {most}, or leave it "
+            "out."
         )
     first = encoder.deepest - int(blocks)  # the first layer that trains as a whole
     layers = {name: encoder.depth_of(name) for name, _ in encoder.named_parameters()}
@@ -189,7 +190,8 @@ def train_last(encoder: Encoder, blocks: float | None, norm: bool = True) -> Non
     }
     if blocks % 1 and not halved:
         raise UserError(
-            f"{blocks:g} trained blocks: the blocks of this encoder have no MLP half; give a whole number up to {most}."
+            f"{counted(blocks, 'trained block', 'g')}: the blocks of this encoder have no MLP half; give a whole "
+            f"number up to {most}."
         )
     for name, parameter in encoder.named_parameters():
         parameter.requires_grad_(layers[name] >= first or name in halved)

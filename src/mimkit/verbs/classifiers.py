@@ -11,7 +11,7 @@ from pathlib import Path
 
 from mimkit.data.classes import renumbered
 from mimkit.data.sources import Source
-from mimkit.errors import UserError
+from mimkit.errors import UserError, counted
 from mimkit.recipes.schema import Recipe
 from mimkit.tasks.classify import Classifier
 from mimkit.verbs.models import open_model
@@ -59,13 +59,13 @@ def matched(opened: Opened, images: Source) -> tuple[Opened, Source]:
         return opened, renumbered(images, opened.task.classes, opened.label)
     if len(images.classes) != count:
         raise UserError(
-            f"{opened.label} has a head for {count} classes and no names for them, and {images.name} has "
-            f"{len(images.classes)} classes; give images of all its classes, or fine-tune it on these."
+            f"{opened.label} has a head for {counted(count, 'class')} and no names for them, and {images.name} has "
+            f"{counted(len(images.classes), 'class')}; give images of all its classes, or fine-tune it on these."
         )
     log.warning(
-        "%s does not say what its %d classes are called: they are taken in the order of the images' classes.",
+        "%s does not say what its %s are called: they are taken in the order of the images' classes.",
         opened.label,
-        count,
+        counted(count, "class"),
     )
     opened.task.classes = images.classes
     return replace(opened, named=True), images

@@ -28,7 +28,7 @@ from mimkit.data.classes import counts_of, labels_of, share_of
 from mimkit.data.sources import Source
 from mimkit.encoders import Encoder
 from mimkit.engine import checkpoint
-from mimkit.errors import Interrupted, UserError
+from mimkit.errors import Interrupted, UserError, counted
 from mimkit.recipes import build
 from mimkit.tasks.classify import Classifier
 from mimkit.verbs import finetune, training
@@ -80,14 +80,14 @@ def _announce(plan: Plan) -> None:
     shares = ", ".join(f"{100 * share:g} % ({count})" for share, count in plan.labels.items())
     log.info("Starts: %s; recipe %s for all of them", names, plan.recipe)
     log.info(
-        "Shares of the labels (images): %s; measured on %d held-out images; %d seeds",
+        "Shares of the labels (images): %s; measured on %s; %s",
         shares,
-        len(plan.test),
-        len(plan.seeds),
+        counted(len(plan.test), "held-out image"),
+        counted(len(plan.seeds), "seed"),
     )
     whole, left = len(list(plan.keys("finetune"))), len(plan.missing("finetune"))
     done = f", {whole - left} of them done already" if left < whole else ""
-    log.info("%d fine-tuning runs%s; results in %s", whole, done, plan.out)
+    log.info("%s%s; results in %s", counted(whole, "fine-tuning run"), done, plan.out)
 
 
 def _probe(plan: Plan) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from mimkit.analysis.comparison import USES, Key
 from mimkit.data.classes import labels_of, share_of
 from mimkit.data.sources import Source
-from mimkit.errors import UserError
+from mimkit.errors import UserError, counted
 from mimkit.recipes import load
 from mimkit.recipes.model_parts import HybridEncoder, PlainEncoder
 from mimkit.recipes.schema import Recipe
@@ -267,7 +267,9 @@ def _labels(train: Source, shares: Sequence[float]) -> dict[float, int]:
     for share, count in counts.items():
         if count in kept.values():
             log.warning(
-                "%g %% of the labels are the same %d images as a larger share; left out.", 100 * share, count
+                "%g %% of the labels are the same %s as a larger share; left out.",
+                100 * share,
+                counted(count, "image"),
             )
         else:
             kept[share] = count

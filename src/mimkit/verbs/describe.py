@@ -203,10 +203,10 @@ def statistics(
         if channels != 3:
             mean, std = [sum(mean) / 3] * channels, [sum(std) / 3] * channels
             say(
-                "%s does not say how its %d channels were normalised: taken as ImageNet's average; "
+                "%s does not say how its %s normalised: taken as ImageNet's average; "
                 "set data.mean and data.std if you know better.",
                 text,
-                channels,
+                "one channel is" if channels == 1 else f"{channels} channels were",
             )
     return [says("data.mean", list(mean)), says("data.std", list(std))]
 

@@ -24,7 +24,7 @@ from mimkit.data.batch import Batch, Skip
 from mimkit.data.sources import Source, open_source
 from mimkit.engine import processes
 from mimkit.engine.processes import Processes
-from mimkit.errors import DataError, UserError
+from mimkit.errors import DataError, UserError, counted, none_readable
 from mimkit.tasks.classify import Classifier
 from mimkit.verbs.features_out import WRITERS, Part, check_format
 from mimkit.verbs.files import replacing
@@ -52,7 +52,9 @@ class Embedding:
     def lines(self) -> list[str]:
         """For a terminal."""
         shape = " x ".join(map(str, self.shape))
-        made = [f"{self.images} images, {shape} values each ({self.what}): {', '.join(map(str, self.files))}"]
+        made = [
+            f"{counted(self.images, 'image')}, {shape} values each ({self.what}): {', '.join(map(str, self.files))}"
+        ]
         if self.skipped:
             made.append(f"{len(self.skipped)} could not be read and have no row, such as {self.skipped[0]}")
         return made
@@ -141,7 +143,7 @@ def _claim(parts: Path, settings: dict[str, Any]) -> None:
     noted = parts / SETTINGS
     known = json.loads(noted.read_text()) if noted.is_file() else None
     if known == settings:
-        log.info("Going on with the %d blocks in %s.", len(_done(parts)), parts)
+        log.info("Going on with the %s in %s.", counted(len(_done(parts)), "block"), parts)
         return
     if known is not None:
         changed = ", ".join(key for key in settings if settings[key] != known.get(key))
@@ -223,8 +225,7 @@ def _finish(parts: Path, target: Path, images: Source, what: str) -> Embedding:
                 shape = tuple(rest)
     if not sizes:
         raise DataError(
-            f"None of the {len(images)} images of {images.name} can be read; `mimkit data check {images.name}` says "
-            "why."
+            f"{none_readable(len(images), images.name)}; `mimkit data check {images.name}` says why."
         )
 
     def read() -> Iterator[Part]:

@@ -15,7 +15,7 @@ from mimkit import plots, tasks
 from mimkit.data.loader import EvalData
 from mimkit.data.normalise import FULL_SCALE
 from mimkit.data.sources import Source
-from mimkit.errors import DataError, UserError
+from mimkit.errors import DataError, UserError, counted, none_readable
 from mimkit.tasks.class_metric import ClassMetric, ClassRow, Mistake
 from mimkit.verbs import training
 from mimkit.verbs.classifiers import Opened, matched, open_classifier
@@ -54,8 +54,9 @@ class Evaluation:
         there = [row for row in self.rows if row.images]
         left_out = f", {self.skipped} unreadable left out" if self.skipped else ""
         n = self.numbers
+        read = counted(n["images"], "image", ".0f")
         return [
-            f"{self.model} on {n['images']:.0f} images of {len(there)} classes from {self.data}{left_out}",
+            f"{self.model} on {read} of {counted(len(there), 'class')} from {self.data}{left_out}",
             f"top-1           {100 * n['top1']:.1f} ± {100 * self.top1_error:.1f} %",
             f"top-5           {100 * n['top5']:.1f} %",
             f"mean per class  {100 * n['mean_per_class']:.1f} %",
@@ -82,8 +83,7 @@ def evaluate(
     assert isinstance(metric, ClassMetric)
     if not metric.images:
         raise DataError(
-            f"None of the {len(images)} images of {images.name} can be read; `mimkit data check {images.name}` says "
-            "why."
+            f"{none_readable(len(images), images.name)}; `mimkit data check {images.name}` says why."
         )
     folder = out or (Path(model) / FOLDER if training.is_run(model) else Path(FOLDER))
     found = Evaluation(

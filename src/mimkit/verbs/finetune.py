@@ -26,6 +26,7 @@ from mimkit.data.sampling import epoch_order
 from mimkit.data.sources import Source
 from mimkit.engine import checkpoint
 from mimkit.engine.trainable import Evaluator
+from mimkit.errors import counted
 from mimkit.recipes import build, load
 from mimkit.recipes.schema import Recipe
 from mimkit.tasks import Metric, Task
@@ -97,7 +98,7 @@ def _message(outcome: Outcome, folder: str) -> str:
     look = "mimkit predict" if top1 is None else "mimkit evaluate"
     path = " PATH" if top1 is None else ""
     return (
-        f"Done: {outcome.steps} steps, loss {outcome.loss:.4f}{held}. Run folder {folder}; "
+        f"Done: {counted(outcome.steps, 'step')}, loss {outcome.loss:.4f}{held}. Run folder {folder}; "
         f"look with `{look} {folder}{path}` and `mimkit report {folder}`."
     )
 

@@ -13,7 +13,7 @@ import numpy as np
 from mimkit.data.classes import counts_of, labels_of, part_of, renumbered, share_of, shots_of, unequal
 from mimkit.data.labelled import check_depth
 from mimkit.data.sources import Source, open_source
-from mimkit.errors import DataError, UserError
+from mimkit.errors import DataError, UserError, counted
 from mimkit.recipes.schema import Recipe
 
 log = logging.getLogger(__name__)
@@ -60,9 +60,9 @@ def labelled_sets(recipe: Recipe) -> LabelledSets:
     elif data.val_share:
         train, val = hold_out(everything, data.val_share)
         log.info(
-            "%d images are held out of %s to measure on (data.val_share=%g); name others with data.val=",
-            len(val),
+            "Held out of %s to measure on: %s (data.val_share=%g); name others with data.val=",
             everything.name,
+            counted(len(val), "image"),
             data.val_share,
         )
     if recipe.tuning.randaugment is not None:
@@ -98,7 +98,7 @@ def few_labels(source: Source, recipe: Recipe) -> Source:
         if shots is None
         else shots_of(labels, shots, seed, source.classes)
     )
-    log.info("%d of %d labelled images are trained on", len(ids), len(source))
+    log.info("Trained on: %d of %s", len(ids), counted(len(source), "labelled image"))
     return part_of(source, ids)
 
 

@@ -22,7 +22,7 @@ import torch
 
 from mimkit.engine import checkpoint, run_folder, run_lock
 from mimkit.engine.processes import ALONE
-from mimkit.errors import Interrupted, MimkitError, UserError, nearest
+from mimkit.errors import Interrupted, MimkitError, UserError, counted, nearest
 from mimkit.recipes import build, load
 from mimkit.recipes.faults import JOB_OPTIONS
 from mimkit.recipes.schema import Recipe
@@ -102,8 +102,8 @@ def launch(
     each = f"nodes={nodes} tasks={tasks} gpus={settings.get('gpus_per_node', 0)}"
     stop = "kill" if cluster == "local" else "scancel"
     message = (
-        f"Job {job.job_id} on {cluster}, {each}: {tasks * nodes} processes in all. Run folder {folder}; its log is "
-        f"{job.paths.stdout}; end it with `{stop} {job.job_id}`. Stopped by the cluster, it goes on by itself."
+        f"Job {job.job_id} on {cluster}, {each}: {counted(tasks * nodes, 'process')} in all. Run folder {folder}; its "
+        f"log is {job.paths.stdout}; end it with `{stop} {job.job_id}`. Stopped by the cluster, it goes on by itself."
     )
     return Launched(str(job.job_id), folder, tasks * nodes, message, job)
 

@@ -17,7 +17,7 @@ from mimkit.data.normalise import denormalise, prepare
 from mimkit.data.sampling import epoch_order
 from mimkit.data.sources import open_source
 from mimkit.engine import devices
-from mimkit.errors import UserError
+from mimkit.errors import UserError, counted
 from mimkit.masks import Mask
 from mimkit.methods.base import Method
 from mimkit.recipes import build
@@ -100,7 +100,11 @@ def probe(model: str | Path, overrides: Sequence[str], out: Path | None) -> Prob
     part = recipe.log.probe or Probe(path=source.name)
     settings = f"{part.folds} folds, at most {part.max_images} images"
     log.info(
-        "Probing %s on %d images of %d classes (%s)", opened.label, len(source), len(source.classes), settings
+        "Probing %s on %s of %s (%s)",
+        opened.label,
+        counted(len(source), "image"),
+        counted(len(source.classes), "class"),
+        settings,
     )
     torch.manual_seed(recipe.train.seed)
     table = probe_features(
@@ -136,7 +140,7 @@ def contact_sheet(source: str | Path, overrides: Sequence[str], out: Path, image
         mixing = build.mixing(recipe, len(source_.classes)) if len(drawn.ids) % 2 == 0 else None
         batch = prepare_training(drawn, "cpu", part.mean, part.std, mixing)
     shown = denormalise(batch.images, part.mean, part.std)
-    title = f"{len(shown)} crops of {part.size[0]} x {part.size[1]} from {source_.name}"
+    title = f"{counted(len(shown), 'crop')} of {part.size[0]} x {part.size[1]} from {source_.name}"
     names = [source_.key(id) for id in batch.ids.tolist()]
     pictures = list(shown.permute(0, 2, 3, 1).numpy())
     return plots.save(plots.contact_sheet(pictures, names, title, channels=recipe.log.channels), out)

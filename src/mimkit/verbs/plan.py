@@ -19,6 +19,7 @@ from mimkit.analysis import cost
 from mimkit.data.batch import Batch
 from mimkit.data.sources import Source
 from mimkit.engine import devices
+from mimkit.errors import counted
 from mimkit.methods.base import Method
 from mimkit.recipes import build
 from mimkit.recipes.schema import Recipe
@@ -77,8 +78,9 @@ class Plan:
         ]
         if self.seconds is None:
             return [*made, "time            add data.path= to see how long the run takes"]
+        passes = f"{counted(self.epochs, 'epoch')} of {counted(self.images or 0, 'image')}"
         length = timedelta(seconds=round(self.seconds))
-        return [*made, f"time            {length} for {self.epochs} epochs of {self.images} images"]
+        return [*made, f"time            {length} for {passes}"]
 
 
 def plan(source: str | Path, overrides: Sequence[str] = ()) -> Plan:

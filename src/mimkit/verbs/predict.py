@@ -14,7 +14,7 @@ import torch
 from mimkit import plots
 from mimkit.data.batch import Batch
 from mimkit.data.sources import Source, open_source
-from mimkit.errors import DataError, UserError
+from mimkit.errors import DataError, UserError, counted, none_readable
 from mimkit.verbs.classifiers import Opened, open_classifier
 from mimkit.verbs.files import writing
 from mimkit.verbs.running import Progress, Runner, on_device
@@ -48,7 +48,7 @@ class Predictions:
         classes = ", ".join(f"{name} {count}" for name, count in self.counts.most_common(10))
         more = ", ..." if len(self.counts) > 10 else ""
         unread = f"; {self.skipped} could not be read" if self.skipped else ""
-        return [*made, f"{self.images} images: {classes}{more}{unread}"]
+        return [*made, f"{counted(self.images, 'image')}: {classes}{more}{unread}"]
 
 
 @torch.inference_mode()
@@ -75,9 +75,7 @@ def predict(
                 file.write(json.dumps(row) + "\n")
                 _note(found, row)
     if not found.images:
-        raise DataError(
-            f"None of the {len(images)} images of {path} can be read; `mimkit data check {path}` says why."
-        )
+        raise DataError(f"{none_readable(len(images), str(path))}; `mimkit data check {path}` says why.")
     _draw(found, images, opened, runner)
     return found
 

@@ -18,7 +18,7 @@ from mimkit.data.decode import DecodeError
 from mimkit.data.loader import upright_size
 from mimkit.data.normalise import prepare
 from mimkit.data.sources import Source, open_source
-from mimkit.errors import DataError
+from mimkit.errors import DataError, counted
 from mimkit.recipes import build, load
 from mimkit.recipes.choose import choose
 from mimkit.recipes.schema import Recipe
@@ -119,7 +119,7 @@ def _train(recipe: Recipe, images: Source, place: Place, method: str) -> Outcome
     )
     folder = shlex.quote(str(place.folder))
     message = (
-        f"Done: {outcome.steps} steps, loss {outcome.loss:.4f}. Run folder {folder}; "
+        f"Done: {counted(outcome.steps, 'step')}, loss {outcome.loss:.4f}. Run folder {folder}; "
         f"look with `mimkit reconstruct {folder}` and `mimkit report {folder}`."
     )
     return replace(outcome, message=message)

@@ -31,7 +31,7 @@ from mimkit.engine.options import About, FitOptions
 from mimkit.engine.processes import Processes
 from mimkit.engine.recovery import check_images
 from mimkit.engine.trainable import Evaluator
-from mimkit.errors import UserError
+from mimkit.errors import UserError, counted
 from mimkit.methods.base import Method
 from mimkit.recipes import build, load
 from mimkit.recipes.schema import Recipe
@@ -154,7 +154,7 @@ def settle_batch(recipe: Recipe, model: Method | Task, place: Place) -> Recipe:
 
 def named(images: Source) -> str:
     """The images in a few words, as checkpoints remember them."""
-    return f"{len(images)} images in {images.name}"
+    return f"{counted(len(images), 'image')} in {images.name}"
 
 
 def drawn(recipe: Recipe) -> str:
@@ -338,12 +338,12 @@ def _announce(
     """What will happen, in a few lines."""
     height, width = recipe.data.size
     log.info(
-        "%s on %s, %.1f M parameters, %d images of %d channel(s), crops of %d x %d, %s on %s",
+        "%s on %s, %.1f M parameters, %s of %s, crops of %d x %d, %s on %s",
         recipe.method.name if recipe.method is not None else recipe.tuning.name,
         recipe.encoder.name,
         cost.parameters(model) / 1e6,
-        len(images),
-        recipe.data.channels,
+        counted(len(images), "image"),
+        counted(recipe.data.channels or 0, "channel"),
         height,
         width,
         options.precision,
@@ -358,15 +358,15 @@ def _announce(
         log.info("lr %s as the recipe gives it", schedule.short(recipe.optimiser.lr))
     if recipe.schedule.warmup_epochs >= recipe.train.epochs:
         log.warning(
-            "The warm-up of %g epochs is not shorter than the run of %d: the learning rate never peaks; shorten it "
+            "The warm-up of %s is not shorter than the run of %d: the learning rate never peaks; shorten it "
             "with schedule.warmup_epochs=.",
-            recipe.schedule.warmup_epochs,
+            counted(recipe.schedule.warmup_epochs, "epoch", "g"),
             recipe.train.epochs,
         )
     log.info(
-        "%d epochs of %d steps = %d steps; run folder %s",
-        recipe.train.epochs,
-        options.schedule.steps_per_epoch,
-        options.schedule.steps,
+        "%s of %s = %s; run folder %s",
+        counted(recipe.train.epochs, "epoch"),
+        counted(options.schedule.steps_per_epoch, "step"),
+        counted(options.schedule.steps, "step"),
         place.folder,
     )

@@ -25,7 +25,7 @@ from mimkit.data.sampling import epoch_order
 from mimkit.data.sources import Source, open_source
 from mimkit.encoders.base import pad_to
 from mimkit.engine.trainable import Evaluator
-from mimkit.errors import DataError, UserError
+from mimkit.errors import DataError, UserError, none_readable
 from mimkit.masks import GridMasker, Mask
 from mimkit.methods.base import Method, Reconstruction
 from mimkit.recipes.schema import Probe, Recipe
@@ -62,7 +62,7 @@ def fixed_batch(recipe: Recipe, images: Source, count: int, device: torch.device
     (batch,) = eval_batches(images, part.size, part.channels, len(ids), ids=ids)
     if not len(batch.ids):
         reason = batch.skipped[0].reason
-        raise DataError(f"None of {len(ids)} images of {images.name} can be read, the first one: {reason}.")
+        raise DataError(f"{none_readable(len(ids), images.name)}, the first one: {reason}.")
     return prepare(batch, device, part.mean, part.std)
 
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mimkit.errors import DataError
+from mimkit.errors import DataError, counted
 from mimkit.ops import relative
 from mimkit.ops.positions import resize_table
 from mimkit.zoo.report import Change
@@ -89,7 +89,7 @@ def fit_kernel(name: str, kernel: Tensor, wanted: Sequence[int]) -> tuple[Tensor
     changes = []
     if kernel.shape[1] != wanted[1]:
         rule = "summed" if wanted[1] == 1 else "repeated in turn and scaled"
-        changes.append(Change(name, f"{kernel.shape[1]} channels", f"{wanted[1]}", rule))
+        changes.append(Change(name, counted(kernel.shape[1], "channel"), f"{wanted[1]}", rule))
         kernel = adapt_channels(kernel, wanted[1])
     if tuple(kernel.shape[2:]) != tuple(wanted[2:]):
         rule = "pseudo-inverse, FlexiViT section 3.4"

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mimkit.errors import counted
 from mimkit.recipes.load import dump
 from mimkit.recipes.schema import Recipe
 from mimkit.version import __version__
@@ -98,7 +99,8 @@ def _what(subject: Subject, files: Files, facts: Facts) -> str:
     parameters = sum(x.numel() for name, x in subject.tensors.items() if name.startswith("encoder."))
     what = (
         f"{subject.recipe.encoder.name} ({parameters / 1e6:.1f} M parameters, {encoder.levels[-1].channels} channels "
-        f"of features, one for every {patch} pixels) for images of {encoder.channels} channel(s), usually {size} pixels"
+        f"of features, one for every {patch} pixels) for images of {counted(encoder.channels, 'channel')}, usually "
+        f"{size} pixels"
     )
     beside = (
         " The decoder of the pre-training is with it."
@@ -133,7 +135,8 @@ def _training(facts: Facts) -> str:
     read = f"{facts.images:,} crops" if facts.images else "crops"
     where = f" of `{_last(data.path)}`" if data.path else ""
     line = (
-        f"{facts.step:,} steps of {train.batch_size} images, {read}{where}; {train.epochs} epochs planned, "
+        f"{counted(facts.step, 'step', ',')} of {counted(train.batch_size, 'image')}, {read}{where}; "
+        f"{counted(train.epochs, 'epoch')} planned, "
         f"seed {train.seed}."
     )
     shown = {

@@ -7,6 +7,8 @@ that was not simply copied carries its reason; what has none is an error and no 
 from collections import Counter
 from dataclasses import dataclass, field
 
+from mimkit.errors import counted
+
 
 @dataclass(frozen=True)
 class Change:
@@ -45,15 +47,11 @@ class LoadReport:
         return any(name.startswith("decoder.") for name in self.loaded)
 
     def __str__(self) -> str:
-        lines = [f"{self.source}, read as {self.format}: {_tensors(len(self.loaded))} loaded"]
+        lines = [f"{self.source}, read as {self.format}: {counted(len(self.loaded), 'tensor')} loaded"]
         lines += [f"resized: {change}" for change in self.resized]
         lines += [f"set aside: {_listed(names)}: {why}" for why, names in self.aside.items()]
         lines += [f"newly initialised: {_listed(names)}: {why}" for why, names in self.fresh.items()]
         return "\n  ".join([*lines, *self.notes])
-
-
-def _tensors(count: int) -> str:
-    return f"{count} tensor{'s' if count != 1 else ''}"
 
 
 def _listed(names: tuple[str, ...]) -> str:
@@ -62,4 +60,4 @@ def _listed(names: tuple[str, ...]) -> str:
         return ", ".join(names)
     fronts = Counter(name.partition(".")[0] for name in names)
     shown = [f"{front}.*" if count > 1 else front for front, count in fronts.most_common(4)]
-    return f"{_tensors(len(names))} ({', '.join([*shown, '...'] if len(fronts) > 4 else shown)})"
+    return f"{counted(len(names), 'tensor')} ({', '.join([*shown, '...'] if len(fronts) > 4 else shown)})"

@@ -7,7 +7,7 @@ import numpy as np
 from mimkit.data.formats.store import Local, Store, exists, why_unreadable
 from mimkit.data.header import DecodeError
 from mimkit.data.index import Ignored, Keys
-from mimkit.errors import DataError
+from mimkit.errors import DataError, counted
 
 PROBED = 100  # so many files of a list are looked for before a run begins
 
@@ -78,7 +78,7 @@ def open_named(
     else:
         first = os.fsdecode(paths[0])
         raise DataError(
-            f"{name} names {len(paths)} files but none that was looked for is there, "
+            f"{name} names {counted(len(paths), 'file')} but none that was looked for is there, "
             f"for example {first!r}; relative paths begin at the folder of the list, {root}"
         )
     return FileSource(name, kind, store, root, Keys.pack(paths), (), classes, labels)

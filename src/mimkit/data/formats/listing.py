@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from mimkit.data.formats.files import FileSource, open_named
 from mimkit.data.formats.store import Store, exists
 from mimkit.data.index import encode_labels
-from mimkit.errors import DataError, UserError
+from mimkit.errors import DataError, UserError, counted
 
 PATH_COLUMNS = (
     "path",
@@ -96,7 +96,7 @@ def _csv(name: str, store: Store, path: str) -> tuple[list[str], Rows]:
         if len(row) != len(columns):
             hint = "; a name with a comma needs quotes" if len(row) > len(columns) else ""
             raise DataError(
-                f"{name}: line {line} has {len(row)} columns, the header has {len(columns)}{hint}"
+                f"{name}: line {line} has {counted(len(row), 'column')}, the header has {len(columns)}{hint}"
             )
     return columns, rows
 

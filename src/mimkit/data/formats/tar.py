@@ -26,7 +26,7 @@ from mimkit.data.index import (
     suffix_of,
     why_not,
 )
-from mimkit.errors import DataError, UserError
+from mimkit.errors import DataError, UserError, counted
 
 LABEL = b".cls"
 
@@ -89,7 +89,7 @@ class TarSource:
         if "" in texts:
             without = texts.count("")
             raise UserError(
-                f"{self.name}: {without} of {len(texts)} images have no .cls member beside them, "
+                f"{self.name}: no .cls member beside {without} of {counted(len(texts), 'image')}, "
                 f"for example {self._keys[texts.index('')]!r}; labels are asked for"
             )
         return encode_labels(texts)
