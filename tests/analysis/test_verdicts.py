@@ -133,7 +133,7 @@ def test_thresholds_are_for_unbiased_cka_of_images_alone() -> None:
         (
             "biased",
             "images",
-        ): "M: biased CKA is lowest, 0.97, between layers 1 and 2; the biased estimate is too high",
+        ): "M: biased CKA is lowest, 0.97, between layers 1 and 2; the biased estimate may be",
         ("biased", "tokens"): "M: biased CKA of tokens is lowest",
         (
             "unbiased",

@@ -257,7 +257,7 @@ def test_which_cka_is_said_everywhere_and_holds_within_and_between_models(
     assert page.count(how) == 3  # under both figures and among the settings
     usual, biased = metric == "cka_unbiased", "biased CKA" in title
     assert ("about 0.9 to 1" in page) == usual and ("are not held against it" in page) != usual
-    assert page.count("Biased: too high unless the examples") == 2 * biased
+    assert page.count("Biased: for few examples in a block") == 2 * biased
     assert {found["rule"] for found in numbers["findings"]} == {
         "one_representation" if usual else "lowest_cka"
     }
@@ -302,6 +302,17 @@ def test_images_left_out_of_cka_and_models_without_common_tokens_are_noted(
     assert (
         "CKA: 2 images were left out: a last block of fewer than 4 cannot be estimated from." in found.notes
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "says"), [("gallery", "gallery was"), ("maps", "maps were"), ("cka", "cka was")]
+)
+def test_what_is_left_out_agrees_in_number(name: str, says: str, faces: Path) -> None:
+    from mimkit.verbs.analyze_models import Sample, left_out, open_subjects
+
+    (subject,) = open_subjects(PAIR[:1], TINY)
+    note = left_out(Sample(subject, open_source(faces), [0]), name, UserError("It has none."))
+    assert note == f"{PAIR[0]}: {says} left out. It has none."
 
 
 def test_a_network_without_attention_is_judged_by_its_cka(faces: Path, tmp_path: Path) -> None:

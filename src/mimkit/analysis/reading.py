@@ -126,10 +126,7 @@ READINGS = {
     ),
 }
 
-BIASED = (
-    "Biased: too high unless the examples of a block far outnumber the features, even for layers that have nothing in "
-    "common."
-)
+BIASED = "Biased: for few examples in a block it may be far too high, near 1 even for layers with nothing in common."
 
 
 def of_cka(name: str, found: CKA) -> Reading:

@@ -20,8 +20,7 @@ BAND = (10.0, 20.0)  # px at 192: AvgDist of the best fine-tuning (figure 2)
 RESAMPLES = 200
 COLLAPSED = 0.05  # mutual information of query and key below which all queries look nearly alike
 UNJUDGED = {  # biased or not -> why the thresholds for unbiased CKA of images say nothing here
-    True: "the biased estimate is too high unless the examples of a block far outnumber the features, so no finding of "
-    "the paper is read from it",
+    True: "the biased estimate may be far too high for few examples in a block and is not held against the paper",
     False: "findings of the paper are read from CKA of images alone",
 }
 
