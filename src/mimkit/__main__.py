@@ -17,7 +17,8 @@ def main() -> int:
     except KeyboardInterrupt:
         sys.stderr.write("mimkit: interrupted.\n")
     # the command has ended: who is tired of waiting for libraries to clean up gets its exit code at once
-    signal.signal(signal.SIGINT, lambda *_: os._exit(code))
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, lambda *_: os._exit(code))
     return code
 
 

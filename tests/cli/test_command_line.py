@@ -205,8 +205,6 @@ def test_of_several_processes_only_the_first_tells_its_story() -> None:
 CTRL_C = """
 import atexit, importlib.abc, os, runpy, signal, sys
 
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets its background jobs ignore Ctrl-C
-
 def ctrl_c():
     os.kill(os.getpid(), signal.SIGINT)
 
@@ -236,6 +234,13 @@ runpy.run_module("mimkit", run_name="__main__", alter_sys=True)
 def test_ctrl_c_at_any_stage_is_one_line_and_a_code(stage: str, code: int, says: str) -> None:
     done = python("-c", CTRL_C.format(stage=stage, words=["recipes", "list"]))
     assert (done.returncode, done.stderr) == (code, says)
+
+
+@pytest.mark.parametrize("stage", ["mimkit.cli", "typer", "mimkit.recipes.load", "exit"])
+def test_a_background_job_that_was_started_to_ignore_ctrl_c_goes_on(stage: str) -> None:
+    code = CTRL_C.format(stage=stage, words=["recipes", "list"])
+    done = python("-c", f"import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n{code}")
+    assert (done.returncode, done.stderr) == (0, "") and "mae_tiny" in done.stdout
 
 
 def test_what_a_library_makes_of_ctrl_c_is_an_interrupt_too(

@@ -146,9 +146,14 @@ def _fault() -> int:
 
 @contextmanager
 def _ears() -> Iterator[list[int]]:
-    """What came of Ctrl-C while this lasts; outside the main thread Python lets nobody handle signals."""
+    """What came of Ctrl-C while this lasts. Outside the main thread Python lets nobody handle signals, and in the
+    background of a script (`nohup mimkit ... &`) Ctrl-C is meant for others: what was started to ignore it goes on.
+    """
     heard: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
+    if (
+        threading.current_thread() is not threading.main_thread()
+        or signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    ):
         yield heard
         return
 

@@ -15,7 +15,8 @@ ECHO = 1.0  # seconds: a terminal and torchrun both pass one Ctrl-C on, which is
 class Stop:
     """While entered, `asked()` says whether somebody wants the run to stop.
 
-    Outside the main thread Python lets nobody handle signals; then it is never asked.
+    Outside the main thread Python lets nobody handle signals; then it is never asked. A Ctrl-C that this process was
+    started to ignore, as shells without job control start what runs in the background, stays ignored.
     """
 
     def __init__(self) -> None:
@@ -29,7 +30,9 @@ class Stop:
 
     def __enter__(self) -> "Stop":
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._hear) for number in SIGNALS}
+            ignored = {signal.SIGINT} if signal.getsignal(signal.SIGINT) is signal.SIG_IGN else set()
+            numbers = [number for number in SIGNALS if number not in ignored]
+            self._before = {number: signal.signal(number, self._hear) for number in numbers}
         return self
 
     def __exit__(self, *_: object) -> None:
