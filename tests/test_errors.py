@@ -16,6 +16,7 @@ from mimkit.errors import counted, none_readable
         (2, "process", "", "2 processes"),
         (0.5, "trained block", "g", "0.5 trained blocks"),
         (1.0, "epoch", "g", "1 epoch"),
+        (60, "epoch", "", "60 epochs"),
     ],
 )
 def test_one_thing_is_said_in_the_singular(number: float, noun: str, form: str, words: str) -> None:

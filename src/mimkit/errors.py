@@ -48,7 +48,7 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 def counted(number: float, noun: str, form: str = "") -> str:
     """ "1 image", "2 images", "0.5 blocks", "3 classes". form: of the number, as in a format string."""
-    ending = "" if number == 1 else "es" if noun.endswith(("s", "x", "ch", "sh")) else "s"
+    ending = "" if number == 1 else "es" if noun.endswith(("s", "x", "sh")) else "s"
     return f"{number:{form}} {noun}{ending}"
 
 
