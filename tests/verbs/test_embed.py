@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 from safetensors.torch import load_file
 
 import mimkit
-from mimkit.errors import UserError
+from mimkit.errors import DataError, UserError
 from mimkit.verbs import embed as embedding
 from mimkit.verbs.models import open_model
 from mimkit.verbs.running import Runner
@@ -144,3 +145,23 @@ def test_what_cannot_be_made_is_refused_before_anything_is_read(
     with pytest.raises(UserError, match=says):
         mimkit.embed(tuned, faces, out, **options)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_file_of_one_of_timms_networks_is_embedded_as_its_refusal_says(faces: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "resnet"
+    folder.mkdir()
+    file = folder / "pytorch_model.bin"
+    torch.manual_seed(0)
+    network = timm.create_model(
+        "resnet10t", num_classes=0
+    ).eval()  # its batch norms count in tensors without an axis
+    torch.save(network.state_dict(), file)
+    with pytest.raises(
+        DataError, match=r"a ResNet; .* as pytorch_model.bin .* config.json .*or timm:resnet50 for"
+    ):
+        mimkit.embed(file, faces, tmp_path / "f.npy")
+    (folder / "config.json").write_text(json.dumps({"architecture": "resnet10t"}))
+    found = mimkit.embed(folder, faces, tmp_path / "f.npy")
+    assert found.shape == (network.num_features,) and len(np.load(tmp_path / "f.npy")) == 200
+    mimkit.embed(file, faces, tmp_path / "g.npy")  # the file itself, which the configuration speaks of too
+    assert np.array_equal(np.load(tmp_path / "f.npy"), np.load(tmp_path / "g.npy"))

@@ -59,7 +59,7 @@ def test_a_file_of_one_of_timms_networks_starts_it_on_images_as_its_first_kernel
     torch.save({"model": timm.create_model("resnet10t", num_classes=7).state_dict()}, tmp_path / "r.pth")
     words = [f"data.path={faces}", f"encoder.init={tmp_path / 'r.pth'}"]
     with pytest.raises(
-        DataError, match=r"a ResNet; .*encoder.patch=1 encoder.name=timm:resnet50`, with timm's name"
+        DataError, match=r"a ResNet; .*encoder.patch=1 encoder.name=timm:resnet50`, each with timm's name"
     ):
         start_of("finetune_vit_tiny", words)
     words += ["encoder.name=timm:resnet10t", "encoder.patch=1", "train.batch_size=8", "data.shots=8"]

@@ -316,6 +316,15 @@ def test_the_recipe_beside_a_checkpoint_says_which_grid_its_table_has(tmp_path: 
         assert [str(x) for x in report.resized] == ["encoder.pos_embed 2 x 8 -> 4 x 4 (bicubic)"]
 
 
+def test_a_config_beside_a_file_that_is_not_the_folders_weights_says_nothing_of_it(tmp_path: Path) -> None:
+    encoder = encoder_of()
+    torch.save(encoder.state_dict(), tmp_path / "mine.pth")
+    (tmp_path / "config.json").write_text('{"architecture": "resnet18"}')
+    other = encoder_of()
+    initialise(other, str(tmp_path / "mine.pth"))
+    assert torch.equal(other.norm.weight, encoder.norm.weight)
+
+
 def test_sources_that_are_none_are_mistakes_of_the_user(tmp_path: Path) -> None:
     for source, said in (
         (tmp_path / "nothing", "There is nothing at"),

@@ -134,7 +134,7 @@ def _checksum(module: nn.Module) -> int:
     value = 0
     for name, tensor in module.state_dict().items():
         value = zlib.crc32(name.encode(), value)
-        value = zlib.crc32(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data, value)
+        value = zlib.crc32(tensor.detach().cpu().flatten().view(torch.uint8).numpy().data, value)
     return value
 
 

@@ -77,6 +77,14 @@ def fetch(identity: str) -> Path:
         ) from error
 
 
+def is_the_weights(file: Path) -> bool:
+    """Whether `file` is all that its folder holds of weights, so that a config.json there speaks of it."""
+    try:
+        return weight_files(file.parent) == [file]
+    except UserError:
+        return False
+
+
 def weight_files(folder: Path) -> list[Path]:
     """The file of weights in a folder, or its shards. Raises UserError when there is none."""
     for name in WEIGHT_FILES:

@@ -46,13 +46,18 @@ def looks_like(names: Iterable[str]) -> str:
 
 
 def remedy(names: Iterable[str]) -> str:
-    """What to do with such a file, for the end of a sentence: the command that loads it, by timm's name for it."""
+    """What to do with such a file, for the end of a sentence: how it is opened and how it is fine-tuned, by timm's name
+    for what it holds.
+    """
     example, _ = _sign(list(names))
     if example is None:
         return "Use weights of a plain ViT, such as MAE's, or of MCMAE"
+    config = f'a config.json of {{"architecture": "{example}"}}'
     return (
-        "timm computes networks of that kind: `mimkit finetune RECIPE encoder.init=FILE encoder.patch=1 "
-        f"encoder.name=timm:{example}`, with timm's name for the one that the file holds"
+        "timm computes networks of that kind: give a folder that holds the file as pytorch_model.bin (or "
+        f"model.safetensors) beside {config}, or timm:{example} for timm's weights, or fine-tune it with `mimkit "
+        f"finetune RECIPE encoder.init=FILE encoder.patch=1 encoder.name=timm:{example}`, each with timm's name for "
+        "the one that the file holds"
     )
 
 

@@ -47,7 +47,7 @@ def open_source(source: str) -> Weights:
 
 
 def _from_file(path: Path, label: str) -> Weights:
-    if (path.parent / CONFIG).is_file() and folders.weight_files(path.parent) == [path]:
+    if (path.parent / CONFIG).is_file() and folders.is_the_weights(path):
         return folders.open_folder(path.parent, label)
     tensors = read_tensors(path).tensors
     if recipe := _recipe_of(path):
