@@ -109,6 +109,43 @@ def test_a_mistake_comes_out_before_the_queue(given: list[str], says: str, slurm
     assert not (slurm / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("script", "says"),
+    [
+        (
+            "echo 'sbatch: error: Batch job submission failed: Invalid account' >&2; exit 1",
+            "Invalid account.",
+        ),
+        ("printf 'sbatch: error: QOS.\\nsbatch: error: Sorry\\n' >&2; exit 1", "the job: QOS; Sorry. What"),
+        ("exit 3", "does not say why"),
+    ],
+)
+def test_a_job_that_sbatch_does_not_take_is_told_in_its_words_and_leaves_nothing_behind(
+    script: str, says: str, slurm: Path, photos: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (slurm / "tools" / "sbatch").write_text(f"#!/bin/sh\n{script}\n")
+    with pytest.raises(UserError, match=re.escape(says)):
+        mimkit.launch("pretrain", "mae_tiny", words(photos, "account=none"))
+    assert capfd.readouterr().err == "" and not (slurm / "run").exists()
+
+
+def test_an_answer_of_sbatch_without_a_number_leaves_the_run_that_may_begin(
+    slurm: Path, photos: Path
+) -> None:
+    (slurm / "tools" / "sbatch").write_text("#!/bin/sh\necho Welcome to the cluster\n")
+    with pytest.raises(UserError, match=r'output "Welcome to the cluster", .*squeue --me'):
+        mimkit.launch("pretrain", "mae_tiny", words(photos))
+    assert load.resolve("run").train.run == "run"
+
+
+def test_a_run_that_sbatch_does_not_take_back_stays_as_it_was(slurm: Path, photos: Path) -> None:
+    mimkit.launch("pretrain", "mae_tiny", words(photos))
+    (slurm / "tools" / "sbatch").write_text("#!/bin/sh\nexit 1\n")
+    with pytest.raises(UserError, match="sbatch"):
+        mimkit.launch("pretrain", "run", resume=True)
+    assert load.resolve("run").train.run == "run"
+
+
 def test_a_recipe_is_not_chosen_for_a_machine_that_is_elsewhere(slurm: Path, photos: Path) -> None:
     with pytest.raises(UserError, match=r"name a recipe \(mae_tiny"):
         mimkit.launch("pretrain", photos, [])

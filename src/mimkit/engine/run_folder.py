@@ -48,9 +48,8 @@ def occupied(run: Path, resume: bool, made: Sequence[Path] = ()) -> Iterator[Non
                     _clear(run)
                 raise
     finally:
-        for folder in made if idle else ():
-            with suppress(OSError):  # something else is in it
-                folder.rmdir()
+        if idle:
+            _remove_empty(made)
 
 
 def missing(run: Path) -> list[Path]:
@@ -80,6 +79,19 @@ def claim(run: Path, resume: bool) -> Path:
     if not writable:
         raise UserError(f"The run folder {run} cannot be written; choose another with train.run=NAME.")
     return run
+
+
+def take_back(run: Path, made: Sequence[Path]) -> None:
+    """Undo a start that came to nothing before anybody trained: see `occupied`."""
+    if run in made:
+        _clear(run)
+        _remove_empty(made)
+
+
+def _remove_empty(folders: Sequence[Path]) -> None:
+    for folder in folders:
+        with suppress(OSError):  # something else is in it
+            folder.rmdir()
 
 
 def _clear(run: Path) -> None:

@@ -6,7 +6,9 @@ job again (its time was up, it was preempted, a node failed), it goes on where i
 with processes on this machine. What submitit keeps of a job (a pickle of `Job`, output of each task) is in RUN/jobs.
 """
 
+import contextlib
 import importlib
+import io
 import logging
 import os
 import re
@@ -93,12 +95,18 @@ def launch(
     options, overrides = split(words)
     settings = _settings(cluster, options)
     tasks, nodes = settings["tasks_per_node"], settings["nodes"]
-    recipe, folder = _run_of(verb, source, overrides, cluster, resume, tasks * nodes)
+    recipe, folder, made = _run_of(verb, source, overrides, cluster, resume, tasks * nodes)
     executor = submitit.AutoExecutor(
         folder / FOLDER, cluster=cluster, **{f"{cluster}_max_num_timeout": MOST_RESTARTS}
     )
     executor.update_parameters(name=recipe.name, stderr_to_stdout=True, **settings)
-    job = executor.submit(Job(verb, str(folder), tuple(overrides) if resume else ()))
+    try:
+        job = _submitted(executor, Job(verb, str(folder), tuple(overrides) if resume else ()))
+    except _NotTakenError as error:
+        if folder in made:
+            shutil.rmtree(folder / FOLDER, ignore_errors=True)
+            run_folder.take_back(folder, made)
+        raise UserError(str(error)) from error
     each = f"nodes={nodes} tasks={tasks} gpus={settings.get('gpus_per_node', 0)}"
     stop = "kill" if cluster == "local" else "scancel"
     message = (
@@ -142,6 +150,32 @@ def _submitit() -> Any:
         return importlib.import_module("submitit")
     except ImportError:
         raise UserError("--launch needs submitit; install it with `pip install 'mimkit[slurm]'`.") from None
+
+
+class _NotTakenError(Exception):
+    """The cluster refuses a job."""
+
+
+def _submitted(executor: Any, job: Job) -> Any:
+    """submitit's handle on the job. Raises _NotTakenError with the words of sbatch, and UserError where it is not clear
+    what has become of it.
+    """
+    utils = importlib.import_module("submitit.core.utils")
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):  # to which submitit repeats those words
+            return executor.submit(job)
+    except utils.FailedJobError as error:
+        lines = [line.strip().removeprefix("sbatch: error: ").rstrip(".") for line in str(error).splitlines()]
+        why = "; ".join(filter(None, lines)) or "it does not say why"
+        raise _NotTakenError(
+            f"--launch slurm: sbatch does not take the job: {why}. What it is asked for stands among the overrides "
+            f"({', '.join(f'{key}=' for key in JOB_OPTIONS)})."
+        ) from error
+    except utils.FailedSubmissionError as error:
+        raise UserError(
+            f"--launch slurm: {str(error).splitlines()[0]}, which has no job's number; `squeue --me` says whether the "
+            "job is there all the same."
+        ) from error
 
 
 def _settings(cluster: str, options: Mapping[str, str]) -> dict[str, Any]:
@@ -195,8 +229,10 @@ def _count(key: str, text: str) -> int:
 
 def _run_of(
     verb: str, source: str | Path, overrides: Sequence[str], cluster: str, resume: bool, world: int
-) -> tuple[Recipe, Path]:
-    """The recipe and its run folder, which holds the recipe from here on. All mistakes come out now, not in the job."""
+) -> tuple[Recipe, Path, list[Path]]:
+    """The recipe, its run folder, which holds the recipe from here on, and the folders that were made for it. All
+    mistakes come out now, not in the job.
+    """
     training.check_resumed(source, overrides, resume)
     if verb == "pretrain":
         _check_named(source, cluster)
@@ -208,7 +244,7 @@ def _run_of(
     training.check_source(source, recipe, verb, resume)
     build.check_processes(recipe, world)
     build.source(recipe) if verb == "pretrain" else labelled_sets(recipe)
-    recipe, folder, _ = training.name_run(recipe, ALONE)
+    recipe, folder, made = training.name_run(recipe, ALONE)
     run_folder.claim(folder, resume)
     with run_lock.hold(folder):
         if not resume:
@@ -216,7 +252,7 @@ def _run_of(
                 file.write(load.dump(recipe))
         elif checkpoint.saved(folder):
             training.check_unchanged(folder, recipe)
-    return recipe, folder
+    return recipe, folder, made
 
 
 def _check_named(source: str | Path, cluster: str) -> None:
