@@ -57,6 +57,14 @@ def test_a_hybrid_encoder_and_a_plain_one_share_a_recipe_that_both_can_have(
         assert len({r.optimiser.model_dump_json() for r in recipes}) == 1
 
 
+def test_random_weights_are_compared_on_images_of_any_channels(faces: Path, tmp_path: Path) -> None:
+    made = make_plan(
+        ["random:vit_tiny"], [f"data.path={faces}", "data.channels=1"], tmp_path, 1, (1.0,), RECIPE
+    )
+    data = made.recipe_of(made.starts[0]).data
+    assert data.channels == 1 and data.mean is not None and len(data.mean) == 1
+
+
 def test_all_starts_train_the_same_way(tuned: Path, faces: Path, tmp_path: Path) -> None:
     made = plan(["random", str(tuned), "random:vit_tiny"], faces, tmp_path)
     recipes = [made.recipe_of(start, *made.course(start, 0.05)) for start in made.starts]

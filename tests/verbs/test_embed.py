@@ -165,3 +165,31 @@ def test_a_file_of_one_of_timms_networks_is_embedded_as_its_refusal_says(faces: 
     assert found.shape == (network.num_features,) and len(np.load(tmp_path / "f.npy")) == 200
     mimkit.embed(file, faces, tmp_path / "g.npy")  # the file itself, which the configuration speaks of too
     assert np.array_equal(np.load(tmp_path / "f.npy"), np.load(tmp_path / "g.npy"))
+
+
+@pytest.mark.parametrize(
+    "name", ["random:vit:48x3x3", "random:mcmae:16-24-48x1-1-2x3", "random:timm:resnet10t"]
+)
+def test_random_weights_take_images_of_any_channels_with_a_word(
+    name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    np.save(
+        tmp_path / "images.npy", np.random.default_rng(0).integers(0, 256, (4, 32, 32, 5), dtype=np.uint8)
+    )
+    caplog.set_level("INFO", logger="mimkit")
+    words = ["data.channels=5", "data.size=32"]
+    mimkit.embed(name, tmp_path / "images.npy", tmp_path / "f.npy", words)
+    assert np.isfinite(np.load(tmp_path / "f.npy")).all()
+    assert "does not say how its 5 channels were normalised: taken as ImageNet's average" in caplog.text
+    caplog.clear()
+    own = ["data.mean=[0.5,0.5,0.5,0.5,0.5]", "data.std=[1,1,1,1,1]"]
+    assert open_model(name, [*words, *own]).recipe.data.std == (1.0,) * 5 and not caplog.text
+
+
+def test_images_of_other_channels_than_the_models_are_refused_with_the_reason(tmp_path: Path) -> None:
+    np.save(tmp_path / "images.npy", np.zeros((4, 32, 32, 5), dtype=np.uint8))
+    for _ in range(2):  # and again, not only where the images were looked at
+        with pytest.raises(
+            DataError, match=r"None of the 4 images .* can be read, the first one: .*channels"
+        ):
+            mimkit.embed("random:vit:48x3x3", tmp_path / "images.npy", tmp_path / "f.npy", ["data.size=32"])

@@ -30,6 +30,7 @@ BASELINE, TIMM = "random", "timm:"
 SETTINGS = "settings.json"
 DEFAULT_RECIPE, DEFAULT_HYBRID_RECIPE = "finetune_vit_base", "finetune_mcmae_base"
 KINDS: dict[type, str] = {PlainEncoder: "plain ViTs", HybridEncoder: "MCMAE's encoders"}
+IMAGES = ("data.channels=", "data.mean=", "data.std=")
 KIND = ("encoder.name", "encoder.patch", "encoder.kernel", "data.size")  # what has a baseline of its own
 
 
@@ -158,7 +159,7 @@ def make_plan(
     ]
     if given:
         raise UserError(f"{given[0]}: a comparison sets that itself; leave it out.")
-    starts = _starts(inits)
+    starts = _starts(inits, overrides)
     chosen = recipe or _recipe_for(starts)
     resolved = [_resolved(chosen, start, overrides, starts) for start in starts]
     resolved[0].tuning  # noqa: B018  (says what else a recipe is for)
@@ -176,10 +177,10 @@ def fitting_batch(batch: int, images: int) -> int:
     return min(batch, 1 << (max(2, images // 2).bit_length() - 1))
 
 
-def _starts(inits: Sequence[str | Path]) -> tuple[Start, ...]:
+def _starts(inits: Sequence[str | Path], overrides: Sequence[str]) -> tuple[Start, ...]:
     """Each start once; `random` stands for random weights of every encoder among the others."""
     texts = list(dict.fromkeys(str(init).rstrip("/") for init in inits))
-    loaded = [_open(text) for text in texts if text != BASELINE]
+    loaded = [_open(text, overrides) for text in texts if text != BASELINE]
     if BASELINE not in texts:
         made = loaded
     elif not loaded:
@@ -193,11 +194,13 @@ def _starts(inits: Sequence[str | Path]) -> tuple[Start, ...]:
     return tuple(made)
 
 
-def _open(text: str) -> Start:
+def _open(text: str, overrides: Sequence[str]) -> Start:
     if text.startswith(TIMM) and is_vit(weights := open_source(text)):
         described = recipe_of(text, weights, read_strictly(weights)[1].tensors)
         return Start(text, text, described)  # computed here, beside which a run of the same encoder can stand
-    opened = open_model(text)
+    # random weights have no images of their own: they take those that are asked for
+    own = [given for given in overrides if given.startswith(IMAGES)] if text.startswith(RANDOM) else ()
+    opened = open_model(text, own)
     if opened.task is not None:
         log.warning("%s was fine-tuned: it may have seen the images that the starts are measured on.", text)
     return Start(text, None if text.startswith(RANDOM) else text, opened.recipe, opened.step)

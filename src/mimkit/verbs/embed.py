@@ -24,7 +24,7 @@ from mimkit.data.batch import Batch, Skip
 from mimkit.data.sources import Source, open_source
 from mimkit.engine import processes
 from mimkit.engine.processes import Processes
-from mimkit.errors import DataError, UserError, counted, none_readable
+from mimkit.errors import UserError, counted
 from mimkit.tasks.classify import Classifier
 from mimkit.verbs.features_out import WRITERS, Part, check_format
 from mimkit.verbs.files import replacing
@@ -85,7 +85,7 @@ def embed(
         here.from_first(lambda: _claim(parts, settings))
         on_device(opened.task or opened.encoder, runner)
         here.together(lambda: _compute(parts, images, runner, take, here, progress))
-        return here.from_first(lambda: _finish(parts, target, images, what))
+        return here.from_first(lambda: _finish(parts, target, images, what, runner))
 
 
 def _features(
@@ -211,7 +211,7 @@ def _keep(path: Path, rows: list[tuple[Tensor, Tensor]], skipped: list[str]) -> 
         save_file(tensors, temporary, metadata={"skipped": json.dumps(skipped)})
 
 
-def _finish(parts: Path, target: Path, images: Source, what: str) -> Embedding:
+def _finish(parts: Path, target: Path, images: Source, what: str, runner: Runner) -> Embedding:
     """Put the blocks together under the name that was asked for, and remove them."""
     skipped: list[str] = []
     sizes: list[int] = []
@@ -224,9 +224,8 @@ def _finish(parts: Path, target: Path, images: Source, what: str) -> Embedding:
                 sizes.append(count)
                 shape = tuple(rest)
     if not sizes:
-        raise DataError(
-            f"{none_readable(len(images), images.name)}; `mimkit data check {images.name}` says why."
-        )
+        shutil.rmtree(parts)
+        raise runner.nothing_read(len(images), images.name)
 
     def read() -> Iterator[Part]:
         for path in _done(parts):

@@ -15,7 +15,7 @@ from mimkit import plots, tasks
 from mimkit.data.loader import EvalData
 from mimkit.data.normalise import FULL_SCALE
 from mimkit.data.sources import Source
-from mimkit.errors import DataError, UserError, counted, none_readable
+from mimkit.errors import UserError, counted
 from mimkit.tasks.class_metric import ClassMetric, ClassRow, Mistake
 from mimkit.verbs import training
 from mimkit.verbs.classifiers import Opened, matched, open_classifier
@@ -82,9 +82,7 @@ def evaluate(
     )
     assert isinstance(metric, ClassMetric)
     if not metric.images:
-        raise DataError(
-            f"{none_readable(len(images), images.name)}; `mimkit data check {images.name}` says why."
-        )
+        raise runner.nothing_read(len(images), images.name)
     folder = out or (Path(model) / FOLDER if training.is_run(model) else Path(FOLDER))
     found = Evaluation(
         opened.label,

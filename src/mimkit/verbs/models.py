@@ -136,7 +136,9 @@ def _from_name(text: str, kind: str, name: str, overrides: Sequence[str]) -> Mod
         settings.append(says("encoder.patch", VARIANTS[name].patch))
     if name.startswith("timm:"):
         settings += _usual_size(name.removeprefix("timm:"))
-    recipe = load.resolve(base_of(name), [*settings, *statistics(text, 3, None, None), *overrides])
+    asked = load.resolve(base_of(name), [*settings, *overrides]).data
+    settings += statistics(text, asked.channels or 3, asked.mean, asked.std, log.info)
+    recipe = load.resolve(base_of(name), [*settings, *overrides])
     torch.manual_seed(recipe.train.seed)  # the same random weights each time, and in every process
     encoder = build.encoder(recipe)
     report = LoadReport(text, "random weights", (), fresh={"nothing was loaded": tuple(encoder.state_dict())})

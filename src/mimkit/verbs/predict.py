@@ -14,7 +14,7 @@ import torch
 from mimkit import plots
 from mimkit.data.batch import Batch
 from mimkit.data.sources import Source, open_source
-from mimkit.errors import DataError, UserError, counted, none_readable
+from mimkit.errors import UserError, counted
 from mimkit.verbs.classifiers import Opened, open_classifier
 from mimkit.verbs.files import writing
 from mimkit.verbs.running import Progress, Runner, on_device
@@ -75,7 +75,7 @@ def predict(
                 file.write(json.dumps(row) + "\n")
                 _note(found, row)
     if not found.images:
-        raise DataError(f"{none_readable(len(images), str(path))}; `mimkit data check {path}` says why.")
+        raise runner.nothing_read(len(images), str(path))
     _draw(found, images, opened, runner)
     return found
 

@@ -12,6 +12,7 @@ from mimkit.data.normalise import prepare
 from mimkit.data.sources import Source
 from mimkit.engine import devices
 from mimkit.engine.memory import keep_freed_memory
+from mimkit.errors import DataError, none_readable
 from mimkit.recipes import build
 from mimkit.recipes.schema import Recipe
 
@@ -55,6 +56,11 @@ class Runner:
             if progress is not None:
                 progress(done, count)
             yield batch
+
+    def nothing_read(self, images: int, name: str) -> DataError:
+        """Says that none of the images of `name` can be read, and why as far as this process has met it."""
+        first = f", the first one: {self.skipped[0].reason}" if self.skipped else ""
+        return DataError(f"{none_readable(images, name)}{first}; `mimkit data check {name}` looks at each.")
 
     @property
     def workers(self) -> int:
