@@ -160,12 +160,26 @@ def test_the_index_of_a_shard_is_kept_until_the_shard_changes(
     assert walked and keys(changed) == ["a.tar/2.jpg"] and changed.read(0) == image(1)
 
 
-def test_a_cut_shard_gives_what_is_whole_and_names_the_rest(tmp_path: Path) -> None:
+def test_a_cut_shard_gives_what_is_whole_and_names_the_rest(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     path = write_tar(tmp_path / "a.tar", {"1.jpg": image(0), "2.jpg": image(1)})
     path.write_bytes(path.read_bytes()[: 512 * 2 + len(image(0)) + 512 + 50])
     source = open_source(path)
     assert keys(source) == ["a.tar/1.jpg"] and source.read(0) == image(0)
-    assert any("truncated" in entry.reason for entry in source.ignored)
+    assert [(entry.key, entry.reason) for entry in source.ignored] == [
+        ("a.tar/2.jpg", "cut off: the shard is truncated")
+    ]
+    assert caplog.messages == [f"{path} is truncated: 1 image before the cut; copy it anew for the rest."]
+
+
+def test_what_lies_beside_shards_is_told_of(tmp_path: Path) -> None:
+    write_tar(tmp_path / "a.tar", {"1.jpg": image(0)})
+    (tmp_path / "b.tar.gz").write_bytes(b"packed")
+    (tmp_path / "index.json").write_text("{}")
+    source = open_source(tmp_path)
+    assert keys(source) == ["a.tar/1.jpg"]
+    assert [entry.key for entry in source.ignored] == ["b.tar.gz", "index.json"]
 
 
 def test_a_shard_that_shrinks_later_gives_an_error_of_that_image(tmp_path: Path) -> None:

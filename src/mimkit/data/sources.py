@@ -138,7 +138,7 @@ def _open_folder(
     if scan.images or not scan.shards:
         return open_folder(name, store, path, scan, labels)
     shards = [store.join(path, os.fsdecode(shard)) for shard in scan.shards]
-    return TarSource(name, store, shards, path, labels, progress)
+    return TarSource(name, store, shards, path, labels, progress, scan.left_out.all())
 
 
 def _open_file(

@@ -5,6 +5,7 @@ header to header; offsets, sizes, names and the texts of `.cls` members are kept
 to the shard's size and time of change.
 """
 
+import logging
 import os
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +18,7 @@ from mimkit.data.header import DecodeError
 from mimkit.data.index import (
     IMAGE_SUFFIXES,
     KEEP_FROM,
+    Ignored,
     Keys,
     LeftOut,
     encode_labels,
@@ -28,7 +30,10 @@ from mimkit.data.index import (
 )
 from mimkit.errors import DataError, UserError, counted
 
+log = logging.getLogger(__name__)
+
 LABEL = b".cls"
+TRUNCATED = "the shard is truncated"
 
 
 @dataclass
@@ -55,7 +60,9 @@ class TarSource:
         root: str,
         labels: bool = False,
         progress: Callable[[int], None] | None = None,
+        beside: Sequence[Ignored] = (),
     ) -> None:
+        """beside: what else lies in the folder of the shards and was left out."""
         self.name = name
         self._store = store
         self._paths = tuple(paths)
@@ -66,7 +73,10 @@ class TarSource:
             count += len(shards[-1].names)
             for member, reason in shards[-1].ignored:
                 left_out.add(f"{_short(path, root)}/{member}", reason)
-        self.ignored = left_out.all()
+            if any(TRUNCATED in reason for _, reason in shards[-1].ignored):
+                whole = counted(len(shards[-1].names), "image")
+                log.warning("%s is truncated: %s before the cut; copy it anew for the rest.", path, whole)
+        self.ignored = (*left_out.all(), *beside)
         if not count:
             raise DataError(
                 f"{name} holds no images: found {left_out_words(self.ignored) or 'nothing at all'}"
@@ -163,7 +173,8 @@ def _index(store: Store, path: str, count: int, progress: Callable[[int], None] 
         except tarfile.ReadError as error:
             if not shard.names:
                 raise DataError(f"{path} cannot be read as a tar shard: {error}") from None
-            shard.ignored.append(("(end)", f"the shard is truncated ({error})"))
+            if not (shard.ignored and TRUNCATED in shard.ignored[-1][1]):  # which that member says already
+                shard.ignored.append(("(end)", f"{TRUNCATED} ({error})"))
     if progress is not None:
         progress(count + len(shard.names))
     shard.labels = [classes.get(_sample(os.fsdecode(name)), "") for name in shard.names]
@@ -187,7 +198,7 @@ def _take(
     base = name.rpartition(b"/")[2]
     suffix = suffix_of(base)
     if member.offset_data + member.size > length:
-        shard.ignored.append((member.name, "cut off: the shard is truncated"))
+        shard.ignored.append((member.name, f"cut off: {TRUNCATED}"))
     elif base.startswith(b"."):
         shard.ignored.append((member.name, "hidden"))
     elif suffix == LABEL:
