@@ -1,6 +1,9 @@
 """Handing a run over to SLURM: what is asked of it, and every mistake answered before anything is in the queue."""
 
+import os
 import re
+import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -9,7 +12,7 @@ import pytest
 import mimkit
 from mimkit.errors import UserError
 from mimkit.recipes import load
-from mimkit.verbs.launch import minutes, split
+from mimkit.verbs.launch import _in_the_background, minutes, split
 
 
 @pytest.fixture
@@ -144,6 +147,47 @@ def test_a_run_that_sbatch_does_not_take_back_stays_as_it_was(slurm: Path, photo
     with pytest.raises(UserError, match="sbatch"):
         mimkit.launch("pretrain", "run", resume=True)
     assert load.resolve("run").train.run == "run"
+
+
+TOLD = """
+import os, signal
+from pathlib import Path
+from mimkit.verbs.launch import _leave_when_told
+signal.signal(signal.SIGTERM, lambda *_: print("let pass"))  # as submitit does
+_leave_when_told(Path("run"))
+os.kill(os.getpid(), signal.{name})
+print("goes on")
+"""
+
+
+@pytest.mark.parametrize(
+    ("executor", "name", "code", "out"),
+    [
+        ("local", "SIGTERM", 130, ""),
+        ("local", "SIGINT", 130, ""),
+        ("slurm", "SIGTERM", 0, "let pass\ngoes on\n"),  # SLURM ends what shall end
+    ],
+)
+def test_a_task_that_is_told_before_it_trains_leaves_at_once(
+    executor: str, name: str, code: int, out: str
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", TOLD.format(name=name)],
+        env={**os.environ, "SUBMITIT_EXECUTOR": executor},
+        capture_output=True,
+        text=True,
+    )
+    said = "Stopped, with nothing to save; continue with `mimkit pretrain run --resume`.\n" if code else ""
+    assert (done.returncode, done.stdout, done.stderr) == (code, out, said)
+
+
+def test_a_job_on_this_machine_is_started_to_ignore_ctrl_c_and_a_closed_terminal() -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGHUP)]
+    ask = "import signal; print([signal.getsignal(n) is signal.SIG_IGN for n in (signal.SIGINT, signal.SIGHUP)])"
+    with _in_the_background():
+        done = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True)
+    assert done.stdout == "[True, True]\n"
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGHUP)] == before
 
 
 def test_a_recipe_is_not_chosen_for_a_machine_that_is_elsewhere(slurm: Path, photos: Path) -> None:

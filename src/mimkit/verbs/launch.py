@@ -14,8 +14,9 @@ import os
 import re
 import shutil
 import signal
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -23,6 +24,7 @@ from typing import Any, NoReturn
 import torch
 
 from mimkit.engine import checkpoint, run_folder, run_lock
+from mimkit.engine.command import resume_command
 from mimkit.engine.processes import ALONE
 from mimkit.errors import Interrupted, MimkitError, UserError, counted, nearest
 from mimkit.recipes import build, load
@@ -70,6 +72,7 @@ class Job:
         # all GPUs of the node stay visible: a process takes that of its LOCAL_RANK, as under torchrun
         helpers.TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
         _log_here()
+        _leave_when_told(Path(self.run))
         try:
             return VERBS[self.verb](self.run, self.overrides, True).message
         except Interrupted as stopped:
@@ -162,7 +165,8 @@ def _submitted(executor: Any, job: Job) -> Any:
     """
     utils = importlib.import_module("submitit.core.utils")
     try:
-        with contextlib.redirect_stderr(io.StringIO()):  # to which submitit repeats those words
+        # submitit repeats those words on standard error
+        with contextlib.redirect_stderr(io.StringIO()), _in_the_background():
             return executor.submit(job)
     except utils.FailedJobError as error:
         lines = [line.strip().removeprefix("sbatch: error: ").rstrip(".") for line in str(error).splitlines()]
@@ -176,6 +180,22 @@ def _submitted(executor: Any, job: Job) -> Any:
             f"--launch slurm: {str(error).splitlines()[0]}, which has no job's number; `squeue --me` says whether the "
             "job is there all the same."
         ) from error
+
+
+@contextlib.contextmanager
+def _in_the_background() -> Iterator[None]:
+    """What is started meanwhile goes on when Ctrl-C is pressed or the terminal closed, as a shell's `nohup ... &` does:
+    a job on this machine stays in the group of processes that started it, which gets both.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 def _settings(cluster: str, options: Mapping[str, str]) -> dict[str, Any]:
@@ -263,6 +283,23 @@ def _check_named(source: str | Path, cluster: str) -> None:
             f"--launch {cluster}: a recipe for images is chosen for the machine that trains it, which is not this one; "
             f"name a recipe ({', '.join(load.names()[:3])}, ...) with data.path={source}."
         )
+
+
+def _leave_when_told(run: Path) -> None:
+    """Until the engine listens there is nothing to save, so a task leaves at once; submitit would let SIGTERM pass.
+
+    Under SLURM it should: whether the job ends or comes back is for SLURM to say (see `_leave`).
+    """
+
+    def leave(number: int, frame: object) -> None:
+        if os.environ.get("RANK", "0") == "0":
+            os.write(2, f"Stopped, with nothing to save; continue with `{resume_command(run)}`.\n".encode())
+        os._exit(Interrupted.exit_code)
+
+    if os.environ.get("SUBMITIT_EXECUTOR") == "local":
+        signal.signal(signal.SIGTERM, leave)
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, leave)
 
 
 def _leave(signals: frozenset[int]) -> NoReturn:
