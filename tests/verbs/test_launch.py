@@ -104,6 +104,7 @@ def test_a_resumed_run_is_handed_over_too_and_another_start_in_its_folder_is_not
         (["train.epoch=3"], "Did you mean 'train.epochs'?"),
         (["task=2"], "task"),
         (["data.path=nowhere"], "nowhere"),
+        (["train.batch_size=32"], "larger than the data set of 16; use train.batch_size=16 or less"),
     ],
 )
 def test_a_mistake_comes_out_before_the_queue(given: list[str], says: str, slurm: Path, photos: Path) -> None:

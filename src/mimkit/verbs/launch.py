@@ -23,6 +23,7 @@ from typing import Any, NoReturn
 
 import torch
 
+from mimkit.data.sampling import steps_per_epoch
 from mimkit.engine import checkpoint, run_folder, run_lock
 from mimkit.engine.command import resume_command
 from mimkit.engine.processes import ALONE
@@ -263,7 +264,8 @@ def _run_of(
         recipe.tuning  # noqa: B018
     training.check_source(source, recipe, verb, resume)
     build.check_processes(recipe, world)
-    build.source(recipe) if verb == "pretrain" else labelled_sets(recipe)
+    images = build.source(recipe) if verb == "pretrain" else labelled_sets(recipe).train
+    steps_per_epoch(len(images) * recipe.data.repeats, recipe.train.batch_size)  # at least one
     recipe, folder, made = training.name_run(recipe, ALONE)
     run_folder.claim(folder, resume)
     with run_lock.hold(folder):
