@@ -31,6 +31,7 @@ from mimkit.masks import Mask
 from mimkit.ops import positions as tables
 from mimkit.ops import units
 from mimkit.ops.attention import LAYER_NORM_EPS, Attention, Block, Mlp, drop_path_rates, residual
+from mimkit.ops.linear import Linear
 from mimkit.ops.masked_conv import depthwise
 
 CONV_EPS = 1e-5  # of the norms in embeddings and convolution blocks, as published
@@ -132,9 +133,9 @@ class ConvBlock(nn.Module):
     def __init__(self, width: int, mlp_ratio: float, kernel: int, drop_path: float, eps: float) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(width, eps=eps)
-        self.conv1 = nn.Linear(width, width)
+        self.conv1 = Linear(width, width)
         self.attn = nn.Conv2d(width, width, kernel, padding=kernel // 2, groups=width)  # depth-wise
-        self.conv2 = nn.Linear(width, width)
+        self.conv2 = Linear(width, width)
         self.norm2 = nn.LayerNorm(width, eps=eps)
         self.mlp = Mlp(width, int(width * mlp_ratio))
         self.rate = drop_path
@@ -201,7 +202,7 @@ class MCMAEEncoder(Encoder):
         self.patch_embed1 = StageEmbed(channels, widths[0], 4)
         self.patch_embed2 = StageEmbed(widths[0], widths[1], 2)
         self.patch_embed3 = StageEmbed(widths[1], widths[2], 2)
-        self.patch_embed4 = nn.Linear(widths[2], widths[2])
+        self.patch_embed4 = Linear(widths[2], widths[2])
         self.pos_embed = tables.new_table(positions, widths[2], self.grid)
         rates = iter(drop_path_rates(drop_path, sum(depths)))
         self.blocks1, self.blocks2 = (

@@ -33,6 +33,7 @@ from mimkit.masks import Mask
 from mimkit.ops import positions as tables
 from mimkit.ops import units
 from mimkit.ops.attention import LAYER_NORM_EPS, Attention, Block, drop_path_rates
+from mimkit.ops.linear import linear
 
 
 class Variant(NamedTuple):
@@ -123,7 +124,7 @@ class PatchEmbed(nn.Module):
         """(B, C, H, W) -> (B, N, width), or (B, K, width) for the patches at `index` (B, K)."""
         pixels = units.patchify(images, self.patch, index)  # (B, K, ph * pw * C)
         kernel = self.proj.weight.permute(0, 2, 3, 1).flatten(1)  # (width, ph * pw * C)
-        return F.linear(pixels, kernel, self.proj.bias)
+        return linear(pixels, kernel, self.proj.bias)
 
 
 class ViT(Encoder):

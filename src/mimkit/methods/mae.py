@@ -23,6 +23,7 @@ from mimkit.masks import Mask, Masker
 from mimkit.methods.base import Loss, Method, Reconstruction
 from mimkit.ops import positions, units
 from mimkit.ops.attention import LAYER_NORM_EPS, Block
+from mimkit.ops.linear import Linear
 
 VARIANCE_EPS = 1e-6  # inside the root of the normalised target, as published
 
@@ -159,13 +160,13 @@ class Decoder(nn.Module):
     ) -> None:
         super().__init__()
         self.grid, self.prefix_tokens = tuple(grid), int(class_row)
-        self.embed = nn.Linear(encoder_width, width)
+        self.embed = Linear(encoder_width, width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
         # MAE's published table has a row of zeros for the class token, kept so that the files match
         self.pos_embed = positions.new_table("sincos", width, grid, class_row)
         self.blocks = nn.ModuleList(Block(width, heads, mlp_ratio, eps=eps) for _ in range(depth))
         self.norm = nn.LayerNorm(width, eps=eps)
-        self.pred = nn.Linear(width, values)
+        self.pred = Linear(width, values)
         xavier_linears(self)
         nn.init.normal_(self.mask_token, std=0.02)
 

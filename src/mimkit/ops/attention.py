@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mimkit.ops.linear import Linear, linear
+
 LAYER_NORM_EPS = 1e-6
 SHORT = (
     256  # tokens: up to here keeping the probabilities (bf16) costs less memory than one MLP's activations
@@ -145,8 +147,8 @@ class Attention(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width)
-        self.proj = nn.Linear(width, width)
+        self.qkv = Linear(width, 3 * width)
+        self.proj = Linear(width, width)
 
     def forward(
         self,
@@ -163,8 +165,8 @@ class Attention(nn.Module):
             q, k, v = self._heads(self.qkv(x), 3)
         else:
             width = x.shape[-1]
-            (q,) = self._heads(F.linear(x[:, -last:], self.qkv.weight[:width], self.qkv.bias[:width]), 1)
-            k, v = self._heads(F.linear(x, self.qkv.weight[width:], self.qkv.bias[width:]), 2)
+            (q,) = self._heads(linear(x[:, -last:], self.qkv.weight[:width], self.qkv.bias[:width]), 1)
+            k, v = self._heads(linear(x, self.qkv.weight[width:], self.qkv.bias[width:]), 2)
         y = attend(q, k, v, key_mask, bias)  # (B, H, N, C / H)
         return self.proj(y.transpose(1, 2).flatten(2))
 
@@ -196,8 +198,8 @@ class Mlp(nn.Module):
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(width, hidden)
-        self.fc2 = nn.Linear(hidden, width)
+        self.fc1 = Linear(width, hidden)
+        self.fc2 = Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc2(F.gelu(self.fc1(x)))

@@ -9,10 +9,10 @@ import math
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mimkit.errors import UserError
+from mimkit.ops.linear import linear
 
 
 def merge(x: Tensor, s: Sequence[int]) -> Tensor:
@@ -34,7 +34,7 @@ class Tiled(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         """(..., h, w, channels) -> (..., h / s, w / s, width), as one matrix product."""
         matrix = self.weight.permute(0, 2, 3, 1).flatten(1)  # (width, s * s * channels)
-        return F.linear(merge(x, self.weight.shape[2:]), matrix, self.bias)
+        return linear(merge(x, self.weight.shape[2:]), matrix, self.bias)
 
 
 def cut(x: Tensor, s: Sequence[int]) -> Tensor:
