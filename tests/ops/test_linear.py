@@ -1,13 +1,17 @@
 """Linear layers by oneDNN: the numbers of `F.linear`, forward, backward and beyond; and who gets the plain product."""
 
+from collections.abc import Callable
+from contextlib import nullcontext
+
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mimkit.ops import linear as module
-from mimkit.ops.linear import Linear, linear
+from mimkit.ops.attention import Mlp
+from mimkit.ops.linear import Linear, after_gelu, linear
 
 pytestmark = pytest.mark.skipif(not module._ONEDNN, reason="this torch has no oneDNN")
 
@@ -88,6 +92,85 @@ def test_it_can_be_derived_twice_and_mapped(monkeypatch: pytest.MonkeyPatch) -> 
         return torch.func.vmap(torch.func.grad(loss), (None, 0))(weight, x)
 
     torch.testing.assert_close(of_a_sample(linear), of_a_sample(F.linear))
+
+
+def kept_by(call: Callable[[], Tensor]) -> int:
+    """Bytes that autograd keeps of what `call` computes, parameters and inputs among them."""
+    found: dict[int, int] = {}
+
+    def keep(x: Tensor) -> Tensor:
+        found[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        result = call()
+    assert result.requires_grad
+    return sum(found.values())
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("bias", [True, False])
+def test_behind_gelu_the_bits_of_the_plain_layer_come_out(dtype: torch.dtype | None, bias: bool) -> None:
+    torch.manual_seed(0)
+    hidden, layer, found = torch.randn(3, 7, 32), Linear(32, 16, bias=bias), []
+    for ours in (True, False):
+        x = hidden.clone().requires_grad_()
+        with torch.autocast("cpu", dtype) if dtype else nullcontext():
+            h = x.to(dtype or x.dtype)
+            y = after_gelu(h, layer) if ours else F.linear(F.gelu(h), layer.weight, layer.bias)
+        grads = torch.autograd.grad(y.float().square().sum(), [x, *layer.parameters()])
+        found.append([y, *grads])
+    for mine, plain in zip(*found, strict=True):
+        assert torch.equal(mine, plain)
+
+
+def test_behind_gelu_the_hidden_layer_is_kept_once_and_no_cast_weight() -> None:
+    layer, hidden = Linear(64, 16), torch.randn(50, 64, dtype=torch.bfloat16, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        ours = kept_by(lambda: after_gelu(hidden, layer))
+        plain = kept_by(lambda: layer(F.gelu(hidden)))
+    weight, activations = 64 * 16, 50 * 64
+    assert ours == 4 * weight + 2 * activations
+    assert plain >= 2 * weight + 2 * 2 * activations
+
+
+def test_layers_of_types_that_autocast_does_not_expect_are_cast_as_it_does() -> None:
+    layer, hidden = Linear(32, 16), torch.randn(5, 32, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        y, plain = after_gelu(hidden, layer), layer(F.gelu(hidden))
+    assert y.dtype == torch.bfloat16 and torch.equal(y, plain)
+    (grad,) = torch.autograd.grad(y.sum(), hidden)
+    assert torch.equal(grad, torch.autograd.grad(plain.sum(), hidden)[0])
+
+
+def test_a_replaced_or_watched_layer_is_called_as_it_is() -> None:
+    class Doubled(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * x
+
+    mlp, seen = Mlp(4, 8), []
+    mlp.fc2.register_forward_hook(lambda module, args, output: seen.append(args[0]))
+    x = torch.randn(3, 4)
+    mlp(x)
+    assert torch.equal(seen[0], F.gelu(mlp.fc1(x)))
+    mlp.fc2 = Doubled()  # type: ignore[assignment]
+    assert torch.equal(mlp(x), 2 * F.gelu(mlp.fc1(x)))
+
+
+def test_an_mlp_can_be_derived_twice_and_mapped() -> None:
+    torch.manual_seed(0)
+    mlp = Mlp(4, 8).double()
+    x = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(mlp, x) and torch.autograd.gradgradcheck(mlp, x)
+    weights = dict(mlp.named_parameters())
+
+    def loss(own: dict[str, Tensor], row: Tensor) -> Tensor:
+        return torch.func.functional_call(mlp, own, row[None]).square().sum()
+
+    each = torch.func.vmap(torch.func.grad(loss), (None, 0))(weights, x)
+    whole = torch.autograd.grad(mlp(x).square().sum(), list(weights.values()))
+    for name, total in zip(weights, whole, strict=True):
+        torch.testing.assert_close(each[name].sum(0), total)
 
 
 def test_small_half_and_double_products_stay_with_torch() -> None:

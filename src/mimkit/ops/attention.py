@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mimkit.ops.linear import Linear, linear
+from mimkit.ops.linear import Linear, after_gelu, linear
 
 LAYER_NORM_EPS = 1e-6
 SHORT = (
@@ -194,7 +194,7 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Linear, exact GELU, linear."""
+    """Linear, exact GELU, linear; GELU is computed again in the backward pass (`ops.linear`)."""
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
@@ -202,7 +202,7 @@ class Mlp(nn.Module):
         self.fc2 = Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x)))
+        return after_gelu(self.fc1(x), self.fc2)
 
 
 class LayerScale(nn.Module):

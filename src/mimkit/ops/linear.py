@@ -1,11 +1,16 @@
-"""Linear layers that a CPU computes in float32 by oneDNN, as it does those in bf16.
+"""Linear layers that are faster in float32 on a CPU, and one behind a GELU that keeps less for the backward pass.
 
 torch multiplies float32 matrices by the BLAS it was built with, MKL. The kernels of oneDNN, which ships in the same
-library, need a quarter less time for the tall and narrow products of a transformer (tokens by channels): a float32 step
-of MAE-B takes 0.85 of the time on two cores (`benchmarks/NOTES.md`). torch itself takes this way when it compiles a
-model for inference; here it serves training too. Sums are ordered differently, so results agree to rounding.
+library and does bf16 anyway, need a quarter less time for the tall and narrow products of a transformer (tokens by
+channels). torch takes this way when it compiles a model for inference; here it serves training too. Sums are ordered
+differently, so results agree to rounding.
+
+Of what a transformer block keeps for its backward pass in half precision, the hidden layer of the MLP is 16 of 36 bytes
+a token and channel: once before and once behind GELU. `after_gelu` keeps the former alone and computes GELU again.
+What both are worth: `benchmarks/NOTES.md`.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,6 +22,8 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 SMALL = 2**25  # multiplications of a product; below, calling oneDNN costs more than it gains
 
 _ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 
 
 class Linear(nn.Linear):
@@ -34,6 +41,18 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return F.linear(x, weight, bias)
 
 
+def after_gelu(hidden: Tensor, layer: nn.Linear) -> Tensor:
+    """layer(gelu(hidden)): (..., in) -> (..., out), with `hidden` alone kept for the backward pass.
+
+    A layer that somebody has replaced or watches is called as it is.
+    """
+    watched = type(layer) is not Linear or layer._forward_hooks or layer._forward_pre_hooks
+    if watched or not torch.is_grad_enabled() or torch.compiler.is_compiling() or is_tracing():
+        return layer(F.gelu(hidden))
+    dtype = _autocast_dtype(hidden.device) or layer.weight.dtype
+    return _AfterGelu.apply(hidden, layer.weight, layer.bias, dtype)
+
+
 def _by_onednn(x: Tensor, weight: Tensor) -> bool:
     """Large float32 products of plain tensors on a CPU.
 
@@ -44,6 +63,13 @@ def _by_onednn(x: Tensor, weight: Tensor) -> bool:
     if torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling() or is_tracing():
         return False
     return x.dim() > 1 and x.numel() * len(weight) >= SMALL and not is_in_torch_dispatch_mode()
+
+
+def _autocast_dtype(device: torch.device) -> torch.dtype | None:
+    """What autocast makes of float32 in matrix products on `device`; None where it is off."""
+    kind = device.type
+    on = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return torch.get_autocast_dtype(kind) if on else None
 
 
 class _OneDNN(torch.autograd.Function):
@@ -61,15 +87,48 @@ class _OneDNN(torch.autograd.Function):
         ctx.save_for_backward(x, weight)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    def backward(ctx: Any, grad: Tensor) -> Gradients:
         x, weight = ctx.saved_tensors
-        rows, tokens = grad.flatten(0, -2), x.flatten(0, -2)  # (n, out), (n, in)
-        to_x = to_weight = to_bias = None
-        if ctx.needs_input_grad[0]:
-            to_x = linear(rows, weight.t()).view_as(x)
-        if ctx.needs_input_grad[1]:
-            few = len(rows) <= min(weight.shape)  # MKL is the faster one where many rows are summed up
-            to_weight = linear(rows.t(), tokens.t()) if few else rows.t() @ tokens
-        if ctx.needs_input_grad[2]:
-            to_bias = rows.sum(0)
-        return to_x, to_weight, to_bias
+        return _gradients(ctx.needs_input_grad, grad, x, weight)
+
+
+class _AfterGelu(torch.autograd.Function):
+    """hidden (..., in), weight (out, in), bias (out,) or None, the type to compute in -> (..., out) in that type.
+
+    Nor is the half-precision copy of the weight kept, as autocast would: 2 bytes a weight until the backward pass.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(hidden: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+        bias = None if bias is None else bias.to(dtype)
+        return linear(F.gelu(hidden).to(dtype), weight.to(dtype), bias)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[:2])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+        hidden, weight = ctx.saved_tensors
+        x = F.gelu(hidden).to(grad.dtype)
+        to_x, to_weight, to_bias = _gradients(ctx.needs_input_grad, grad, x, weight)
+        if to_x is not None:
+            to_x = torch.ops.aten.gelu_backward(to_x.to(hidden.dtype), hidden)
+        return to_x, to_weight, to_bias, None
+
+
+def _gradients(needed: Sequence[bool], grad: Tensor, x: Tensor, weight: Tensor) -> Gradients:
+    """Of x (..., in), weight and bias, from that of the output, grad (..., out) in the type of x."""
+    rows, tokens = grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1])  # (n, out), (n, in)
+    to_x = to_weight = to_bias = None
+    if needed[1]:
+        # where many rows are summed up, MKL is the faster one
+        few = len(rows) <= min(weight.shape) and rows.dtype == torch.float32
+        to_weight = (linear(rows.t(), tokens.t()) if few else rows.t() @ tokens).to(weight.dtype)
+    if needed[2]:
+        to_bias = rows.sum(0).to(weight.dtype)
+    if needed[0]:
+        to_x = linear(rows, weight.to(rows.dtype).t()).view(x.shape)
+    return to_x, to_weight, to_bias
