@@ -124,9 +124,9 @@ def _gradients(needed: Sequence[bool], grad: Tensor, x: Tensor, weight: Tensor) 
     rows, tokens = grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1])  # (n, out), (n, in)
     to_x = to_weight = to_bias = None
     if needed[1]:
-        # where many rows are summed up, MKL is the faster one
-        few = len(rows) <= min(weight.shape) and rows.dtype == torch.float32
-        to_weight = (linear(rows.t(), tokens.t()) if few else rows.t() @ tokens).to(weight.dtype)
+        # oneDNN is the faster one where a layer narrows, MKL elsewhere
+        narrow = rows.dtype == torch.float32 and rows.shape[1] < tokens.shape[1]
+        to_weight = (linear(rows.t(), tokens.t()) if narrow else rows.t() @ tokens).to(weight.dtype)
     if needed[2]:
         to_bias = rows.sum(0).to(weight.dtype)
     if needed[0]:
