@@ -1,9 +1,9 @@
 """Linear layers that are faster in float32 on a CPU, and one behind a GELU that keeps less for the backward pass.
 
 torch multiplies float32 matrices by the BLAS it was built with, MKL. The kernels of oneDNN, which ships in the same
-library and does bf16 anyway, need a quarter less time for the tall and narrow products of a transformer (tokens by
-channels). torch takes this way when it compiles a model for inference; here it serves training too. Sums are ordered
-differently, so results agree to rounding.
+library and does bf16 anyway, need a tenth to a sixth less time for the products of a transformer (tokens by channels).
+torch takes this way when it compiles a model for inference; here it serves training too. Sums are ordered differently,
+so results agree to rounding.
 
 Of what a transformer block keeps for its backward pass in half precision, the hidden layer of the MLP is 16 of 36 bytes
 a token and channel: once before and once behind GELU. `after_gelu` keeps the former alone and computes GELU again.
