@@ -34,18 +34,24 @@ def no_grace(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_lock, "GRACE", 0.0)
 
 
-def test_a_holder_that_is_just_ending_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As one that was killed is, until the kernel has taken it apart; nobody should have to ask twice."""
+def held_elsewhere(folder: Path) -> tuple[threading.Thread, threading.Event]:
+    """A thread that holds the run until the event is set."""
     entered, leave = threading.Event(), threading.Event()
 
     def former() -> None:
-        with run_lock.hold(tmp_path):
+        with run_lock.hold(folder):
             entered.set()
             leave.wait(30)
 
     thread = threading.Thread(target=former)
     thread.start()
     entered.wait(30)
+    return thread, leave
+
+
+def test_a_holder_that_is_just_ending_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one that was killed is, until the kernel has taken it apart; nobody should have to ask twice."""
+    thread, leave = held_elsewhere(tmp_path)
     monkeypatch.setattr(run_lock, "GRACE", 30.0)
     threading.Timer(0.3, leave.set).start()
     with run_lock.hold(tmp_path):
@@ -97,16 +103,7 @@ def test_a_job_that_comes_back_waits_until_its_former_self_is_gone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("SLURM_JOB_ID", "4711")
-    entered, leave = threading.Event(), threading.Event()
-
-    def former() -> None:
-        with run_lock.hold(tmp_path):
-            entered.set()
-            leave.wait(30)
-
-    thread = threading.Thread(target=former)
-    thread.start()
-    entered.wait(30)
+    thread, leave = held_elsewhere(tmp_path)
     monkeypatch.setattr(run_lock, "PATIENCE", 0.0)
     with pytest.raises(UserError, match="4711"), run_lock.hold(tmp_path):
         pytest.fail("two at once")
