@@ -120,7 +120,8 @@ def embed(
 
     model: a run folder, a published file, `timm:NAME`, `hf:PATH` or `random:vit_tiny`. pooling: "mean" of the patches
     or "cls", the class token; None: what the head of a classifier reads, else the mean. dense: the whole map
-    (h, w, C). layer: an inner one. What was stopped goes on where it was; under torchrun processes share the images.
+    (h, w, C). layer: an inner one, blocks counted from 1. What was stopped goes on where it was; under torchrun
+    processes share the images.
     """
     from mimkit.verbs.embed import embed as write
 

@@ -73,6 +73,18 @@ def test_an_inner_layer_can_be_had(tuned: Path, faces: Path, tmp_path: Path) -> 
     assert not np.allclose(np.load(tmp_path / "1.npy"), np.load(tmp_path / "3.npy"))
 
 
+def test_layers_of_networks_of_stages_are_blocks_in_embed_and_probe(faces: Path, tmp_path: Path) -> None:
+    words = ["data.size=32", "data.workers=0"]
+    found = mimkit.embed("random:timm:convnext_atto", faces / "face", tmp_path / "f.npy", words, layer=7)
+    assert (
+        found.shape == (160,) and "layer 7" in found.lines()[0]
+    )  # the third of six blocks of the third stage
+    with pytest.raises(UserError, match="1 to 12"):
+        mimkit.embed("random:timm:convnext_atto", faces, tmp_path / "g.npy", words, layer=13)
+    rows = mimkit.probe("random:timm:convnext_atto", [*words, f"data.path={faces}"]).rows
+    assert {row.layer for row in rows} == {3, 6, 9, 12}
+
+
 def test_what_was_stopped_goes_on_and_comes_to_the_same_bits(
     tuned: Path, faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

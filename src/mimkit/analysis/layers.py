@@ -3,12 +3,14 @@
 CKA, spectra, token norms and dense features all look at block outputs (Xie et al. 2023, figure 6; a final norm
 would hide tokens of large norm). Blocks are found by where they live: the innermost numbered entries of lists named
 `blocks`, `layers`, `layer`, `stages` or `stage...`, which holds for our encoders, timm's models and those of
-transformers.
+transformers. Probes and embeddings count layers by the same rule (`by_blocks`).
 """
 
+import logging
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,6 +22,7 @@ from mimkit.analysis.subjects import (
     check_weights,
     device_of,
     forward_of,
+    is_timm,
     is_transformers,
     name_of,
     prefix_tokens,
@@ -27,6 +30,8 @@ from mimkit.analysis.subjects import (
 from mimkit.encoders.base import Encoder, Features
 from mimkit.errors import UserError
 from mimkit.masks import Mask
+
+log = logging.getLogger(__name__)
 
 NUMBERED = re.compile(r"(^|.*\.)(blocks|layers?|stages?)_?\d*\.\d+$")
 
@@ -47,7 +52,22 @@ def block_names(model: nn.Module) -> list[str]:
 
 
 def _computes(module: nn.Module) -> bool:
-    return any(True for _ in module.parameters())
+    return not isinstance(module, nn.ModuleList) and any(True for _ in module.parameters())
+
+
+def by_blocks(encoder: Encoder) -> Encoder:
+    """The encoder with blocks as its layers, as everywhere in the analysis, each as it leaves its block: networks of
+    timm count stages and norm what they give, MCMAE counts its last stage.
+
+    One in which no blocks are found stays as it is, which is said.
+    """
+    try:
+        names = block_names(encoder)
+    except UserError as error:
+        log.info("%s Its %d stages are the layers.", error, encoder.depth)
+        return encoder
+    foreign = is_timm(getattr(encoder, "model", encoder))
+    return Layered(encoder) if foreign or encoder.depth != len(names) else encoder
 
 
 @contextmanager
@@ -58,7 +78,12 @@ def tapping(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor
 
     def keep(name: str) -> Any:
         def hook(_: nn.Module, __: Any, output: Any) -> None:
-            outputs[name] = (output[0] if isinstance(output, tuple) else output).detach()
+            first = output[0] if isinstance(output, tuple) else output
+            if not isinstance(first, Tensor):
+                raise UserError(
+                    f"The block {name} gives a {type(first).__name__}; the analysis reads only tensors."
+                )
+            outputs[name] = first.detach()
 
         return modules[name].register_forward_hook(hook)
 
@@ -167,13 +192,25 @@ class Layered(Encoder):
         layers: Sequence[int] = (),
     ) -> Features:
         if mask is not None or sizes is not None:
-            raise UserError("A foreign model reads whole images of one size.")
+            raise UserError("Layers are read of whole images of one size.")
         wanted = {layer: self.names[layer - 1] for layer in {*layers, self.depth}}
         with tapping(self.model, list(wanted.values())) as outputs:
-            final = final_map(self.model, forward_of(self.model), images)
-        maps = {layer: map_of(outputs[name], self.model, images) for layer, name in wanted.items()}
-        last = maps[self.depth] if final is None else final
-        return Features((last,), layers={layer: Features((maps[layer],)) for layer in layers})
+            last = self._last(images)
+        inner = {layer: self._features(outputs[name], images) for layer, name in wanted.items()}
+        each = {layer: inner[layer] for layer in layers}
+        return replace(inner[self.depth] if last is None else last, layers=each)
+
+    def _last(self, images: Tensor) -> Features | None:
+        """Behind the final norm."""
+        if isinstance(self.model, Encoder):
+            return self.model(images)
+        final = final_map(self.model, forward_of(self.model), images)
+        return None if final is None else Features((final,))
+
+    def _features(self, output: Tensor, images: Tensor) -> Features:
+        """A block's output, with the tokens in front where they are told apart behind the final norm, too."""
+        count = prefix_tokens(self.model) if isinstance(self.model, Encoder) and output.ndim == 3 else 0
+        return Features((map_of(output, self.model, images),), prefix=output[:, :count] if count else None)
 
 
 def final_map(model: Any, run: Any, x: Tensor) -> Tensor | None:

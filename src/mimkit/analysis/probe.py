@@ -5,7 +5,8 @@ its last, and masked models rarely keep their best features in the class token).
 class token and the mean of the patches, with k-NN and with logistic regression, by stratified cross-validation or on a
 given test split, and the same for random weights: a number means something only beside that one.
 
-An inner layer is probed as it leaves its block; the last one as the encoder returns it, behind the final norm.
+An inner layer is probed as it leaves its block; the last one as the encoder returns it, behind the final norm. The
+verbs pass encoders through `layers.by_blocks`, so that layers are blocks for all.
 """
 
 import math

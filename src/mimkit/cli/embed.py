@@ -31,7 +31,10 @@ def run(
         ),
     ] = None,
     dense: Annotated[bool, typer.Option("--dense", help="The whole feature map, not pooled.")] = False,
-    layer: Annotated[int | None, typer.Option("--layer", min=1, help="An inner layer, from 1.")] = None,
+    layer: Annotated[
+        int | None,
+        typer.Option("--layer", min=1, help="An inner layer, from 1; blocks count through all stages."),
+    ] = None,
 ) -> None:
     """Write the features of images to a file.
 

@@ -4,6 +4,7 @@ timm's own `forward_intermediates` does the work; the last feature map of each s
 learning rates and for partial fine-tuning are those of timm's `group_matcher`, as its own optimisers use it.
 """
 
+import inspect
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
@@ -89,7 +90,10 @@ class TimmEncoder(Encoder):
         ]
         self.levels = tuple(Level((stages[i][0],) * 2, stages[i][1]) for i in self.picked)
         self.unit = self.levels[-1].stride
-        self.prefix_tokens = int(getattr(model, "num_prefix_tokens", 0))
+        tells = "return_prefix_tokens" in inspect.signature(model.forward_intermediates).parameters
+        self.prefix_tokens = (
+            int(getattr(model, "num_prefix_tokens", 0)) if tells else 0
+        )  # CaiT adds them at the end
         heads = model.pretrained_cfg.get("classifier") or ()
         self.heads = tuple(f"model.{name}" for name in ([heads] if isinstance(heads, str) else heads))
         first = model.pretrained_cfg.get("first_conv")
@@ -110,7 +114,10 @@ class TimmEncoder(Encoder):
         sizes: Tensor | None = None,
         layers: Sequence[int] = (),
     ) -> Features:
-        """Features of images (B, C, H, W): the last map of each stride, normed where the model norms it."""
+        """Features of images (B, C, H, W): the last map of each stride, normed where the model norms it.
+
+        layers: of timm's own count (stages, or blocks of a ViT), normed too; `analysis.layers.by_blocks` gives blocks.
+        """
         self.check(images, mask, mask_token)
         if sizes is not None:
             raise UserError("timm's models see padding; give them images of one size.")

@@ -17,7 +17,7 @@ from mimkit.analysis.attention import attention_statistics
 from mimkit.analysis.cost import parameters
 from mimkit.analysis.inside import Inspection, Study
 from mimkit.analysis.kernels import is_depthwise, kernel_statistics
-from mimkit.analysis.layers import Layered, block_names
+from mimkit.analysis.layers import Layered, by_blocks
 from mimkit.analysis.probe import probe
 from mimkit.analysis.report import read_run
 from mimkit.analysis.similarity import CKA, USUAL, Kind, cka
@@ -66,11 +66,7 @@ def _layers(sample: Sample) -> dict[str, Any]:
 
 def _probes(sample: Sample) -> dict[str, Any]:
     subject = sample.subject
-    encoder = subject.encoder
-    if encoder is None or encoder.depth != len(
-        block_names(encoder)
-    ):  # of transformers; stages in place of blocks
-        encoder = Layered(subject.module)
+    encoder = Layered(subject.module) if subject.encoder is None else by_blocks(subject.encoder)
     torch.manual_seed(subject.recipe.train.seed)
     every = range(1, encoder.depth + 1)
     table = probe(

@@ -20,6 +20,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from mimkit.analysis.layers import by_blocks
 from mimkit.data.batch import Batch, Skip
 from mimkit.data.sources import Source, open_source
 from mimkit.engine import processes
@@ -96,6 +97,8 @@ def _features(
     Raises UserError for a layer or a pooling that the encoder does not have.
     """
     encoder, task = opened.encoder, opened.task
+    if layer is not None:
+        encoder = by_blocks(encoder)
     if layer is not None and not 1 <= layer <= encoder.depth:
         raise UserError(f"--layer {layer}: the encoder has the layers 1 to {encoder.depth}.")
     if pooling is None and not dense and layer is None and isinstance(task, Classifier):

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from mimkit import plots
+from mimkit.analysis.layers import by_blocks
 from mimkit.analysis.pca import pca_rgb
 from mimkit.analysis.probe import ProbeTable
 from mimkit.analysis.probe import probe as probe_features
@@ -108,9 +109,9 @@ def probe(model: str | Path, overrides: Sequence[str], out: Path | None) -> Prob
     )
     torch.manual_seed(recipe.train.seed)
     table = probe_features(
-        opened.encoder.to(device),
+        by_blocks(opened.encoder).to(device),
         watch.labelled(recipe, source, part.size, part.max_images, device),
-        random=build.encoder(recipe, again=True).to(device),
+        random=by_blocks(build.encoder(recipe, again=True)).to(device),
         folds=part.folds,
         seed=recipe.train.seed,
         device=device,

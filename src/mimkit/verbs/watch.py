@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from mimkit import plots
+from mimkit.analysis.layers import by_blocks
 from mimkit.analysis.probe import probe
 from mimkit.analysis.quality import measure
 from mimkit.analysis.trivial import trivial_losses
@@ -108,7 +109,7 @@ class _Probe:
         batches = labelled(self.recipe, self.source, self.part.size, self.part.max_images, self.device)
         classes = self.source.classes
         table = probe(
-            module.encoder,
+            by_blocks(module.encoder),
             batches,
             folds=self.part.folds,
             seed=self.recipe.train.seed,
