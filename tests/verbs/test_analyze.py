@@ -147,6 +147,26 @@ def test_an_earlier_analysis_is_written_anew_and_anything_else_is_refused(
         analyze([model], faces, tmp_path / "other", **quick)
 
 
+def test_settings_speak_of_attention_only_where_it_was_measured(
+    found: Analysis, masked: Path, faces: Path
+) -> None:
+    assert "after softmax" in dict(found.study.settings)["attention"]
+    other = analyze([masked], faces, found.out.parent / "spectrum", images=4, only=["spectrum"])
+    assert dict(other.study.settings)["analyses"] == "spectrum"
+    assert "attention" not in dict(other.study.settings) and "after softmax" not in other.report.read_text()
+
+
+def test_a_gallery_shows_the_ratios_that_a_small_grid_can_hold(
+    masked: Path, faces: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="mimkit")
+    words = ["data.size=16"]  # 2 x 2 cells: 90 % would leave nothing to see
+    found = analyze([masked], faces, tmp_path / "out", images=4, only=["gallery"], overrides=words)
+    (sheet,) = found.study.sheets
+    assert sheet.columns == ("image", "50% hidden", "painted", "75% hidden", "painted") and not found.notes
+    assert "No panel with 90 % hidden" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("model", "says", "figures"),
     [

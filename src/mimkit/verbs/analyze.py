@@ -29,6 +29,10 @@ from mimkit.verbs.watch import even_draw
 log = logging.getLogger(__name__)
 
 IMAGES = 256
+ATTENTION = (  # how its statistics are taken, for the settings of the report
+    "after softmax, whole images, no mask, evaluation mode; rows of patches over patches alone; "
+    "KL with both logarithms of max(a, 1e-8)"
+)
 
 
 @dataclass(frozen=True)
@@ -187,11 +191,7 @@ def _study(
             "centre cropped, each model's own size and normalisation",
         ),
         ("analyses", ", ".join(wanted)),
-        (
-            "attention",
-            "after softmax, whole images, no mask, evaluation mode; rows of patches over patches alone; "
-            "KL with both logarithms of max(a, 1e-8)",
-        ),
+        *([("attention", ATTENTION)] if any(model.attention is not None for model in found) else []),
         *_of_cka(alike),
         *([("probes", "means over patches of every layer" + _held("features", probes))] if probes else []),
         ("devices", ", ".join(dict.fromkeys(str(sample.runner.device) for sample in samples)) + ", float32"),

@@ -20,13 +20,12 @@ from mimkit.errors import DataError, UserError
 from mimkit.plots.images import HIDDEN
 from mimkit.plots.sheets import evenly, of_rows
 from mimkit.verbs.analyze_models import Sample, left_out
-from mimkit.verbs.watch import MASK_SEED
+from mimkit.verbs.watch import usual_masks
 
 HEADS = 8  # columns of a sheet of attention maps
 SHOWN = 4  # images in a sheet of features
 PAINTED = 3  # images in a gallery
 DEPTHS = 4  # layers in a sheet of features, besides the last behind its norm
-RATIOS = (0.5, 0.75, 0.9)
 FINAL = "final"
 Row = list[np.ndarray | None]
 
@@ -122,7 +121,7 @@ def _features(sample: Sample, number: int, models: int) -> Made:
 
 @torch.no_grad()
 def _gallery(sample: Sample, number: int, models: int) -> Made:
-    """What a trained decoder paints at several ratios; nothing for models without one."""
+    """What a trained decoder paints at the usual ratios that the grid can hold; nothing for models without one."""
     opened = sample.subject.opened
     if opened is None or opened.method is None or opened.decoder is not None:
         return [], []
@@ -131,8 +130,8 @@ def _gallery(sample: Sample, number: int, models: int) -> Made:
     part = opened.recipe.data
     assert part.mean is not None and part.std is not None
     columns, cells = ["image"], [[plots.rgb(image) for image in pixels]]
-    for ratio in RATIOS:
-        shown = method.reconstruct(batch.images, method.draw_mask(batch.images, MASK_SEED, ratio))
+    for ratio, mask in usual_masks(method, batch.images).items():
+        shown = method.reconstruct(batch.images, mask)
         painted = denormalise(shown.pasted, part.mean, part.std).permute(0, 2, 3, 1).cpu().numpy()
         hidden = shown.hidden[:, 0].cpu().numpy()[..., None]  # (B, H, W, 1)
         columns += [f"{ratio:.0%} hidden", "painted"]
