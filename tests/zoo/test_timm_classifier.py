@@ -1,5 +1,6 @@
 """Classifiers on timm's networks: out to timm and to our own folder, and back with head, pooling and class names."""
 
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -7,11 +8,14 @@ from typing import Any
 import pytest
 import timm
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 import mimkit
 from mimkit import encoders
 from mimkit.data.batch import Batch
+from mimkit.errors import DataError, UserError
+from mimkit.verbs.models import open_model
 from mimkit.zoo.load import initialise
 
 from .small_run import CLASSES, small_task
@@ -119,3 +123,39 @@ def test_position_table_and_first_kernel_of_timms_networks_are_fitted_and_report
     assert [change.after for change in report.resized] == ["1"]
     image = torch.randn(1, 1, 32, 32)
     same(grey(image).pooled(), task.encoder(image.expand(-1, 3, -1, -1)).pooled())
+
+
+@pytest.mark.parametrize(
+    ("config", "error", "says"),
+    [
+        (
+            {"architecture": "resnet10"},
+            UserError,
+            r"names the architecture 'resnet10', which timm does not know; known are .*Did you mean 'resnet10t'\?",
+        ),
+        (
+            {"architecture": "resnet10t.mae"},
+            UserError,
+            r"'resnet10t.mae': Invalid .* Write 'resnet10t' there",
+        ),
+        (
+            {"architecture": ["resnet10t"]},
+            DataError,
+            r"gives architecture as \['resnet10t'\], and it must be",
+        ),
+        ({"architecture": "resnet10t", "pretrained_cfg": 5}, DataError, "gives pretrained_cfg as 5"),
+        (
+            {"architecture": "convnext_atto"},
+            DataError,
+            r"correct it if .* looks like a ResNet and does not fit",
+        ),
+    ],
+)
+def test_a_configuration_with_a_wrong_architecture_is_named_with_what_is_known(
+    config: dict[str, object], error: type[Exception], says: str, tmp_path: Path
+) -> None:
+    save_file(timm.create_model("resnet10t", num_classes=0).state_dict(), tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(error, match=says) as raised:
+        open_model(tmp_path)
+    assert str(raised.value).startswith(str(tmp_path / "config.json"))

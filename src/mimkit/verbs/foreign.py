@@ -12,6 +12,7 @@ import torch
 
 from mimkit.data.batch import Batch
 from mimkit.encoders import Encoder
+from mimkit.errors import DataError, UserError, nearest
 from mimkit.recipes import build, load
 from mimkit.recipes.schema import Recipe
 from mimkit.tasks.classify import Classifier
@@ -29,7 +30,45 @@ def open_foreign(
 ) -> tuple[Recipe, Encoder | Classifier, LoadReport]:
     """(recipe, module, report) of a model of timm's: the classifier where its head reads what one here reads, else the
     encoder, and a log line says why.
+
+    Raises UserError or DataError, with the file that names the architecture, where it is unknown or of other weights.
     """
+    _check_known(weights)
+    try:
+        return _opened(text, weights, overrides)
+    except DataError as error:
+        if weights.config is None:
+            raise
+        raise DataError(
+            f"{weights.config} names the architecture {weights.architecture!r}; correct it if these are the weights of "
+            f"another one. {error}"
+        ) from error
+
+
+def _check_known(weights: Weights) -> None:
+    """Raise UserError where a file names an architecture that timm does not know."""
+    import timm
+    from timm.models import get_pretrained_cfg
+
+    name, file = str(weights.architecture), weights.config
+    bare = name.partition(".")[0]
+    if file is None:
+        return
+    if not timm.is_model(bare):
+        known = timm.list_models()
+        raise UserError(
+            f"{file} names the architecture {name!r}, which timm does not know; known are the {len(known)} names of "
+            f"timm.list_models(): write there which one the weights are of.{nearest(bare, known)}"
+        )
+    try:
+        get_pretrained_cfg(name)
+    except RuntimeError as error:  # a tag of weights that timm does not have
+        raise UserError(f"{file} names the architecture {name!r}: {error} Write {bare!r} there.") from error
+
+
+def _opened(
+    text: str, weights: Weights, overrides: Sequence[str]
+) -> tuple[Recipe, Encoder | Classifier, LoadReport]:
     name = str(weights.architecture)
     channels = channels_of(weights, name)
     settings = [says("encoder.name", f"timm:{name}"), says("data.channels", channels)]

@@ -24,6 +24,11 @@ SECTIONS = ("encoder", "method", "task", "data")  # of a recipe, as far as they 
 PROCESSOR = "preprocessor_config.json"
 WEIGHT_FILES = (MODEL, "pytorch_model.bin")
 POOLINGS = {"avg": "mean", "token": "cls"}  # timm's words -> ours
+TIMM_KEYS = (  # key of timm's configuration, its type, and that in words
+    ("architecture", str, 'timm\'s name of the network, such as "resnet50"'),
+    ("pretrained_cfg", dict, "an object"),
+    ("model_args", dict, "an object"),
+)
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 SAFE, PICKLED = "model*.safetensors*", "pytorch_model*.bin*"  # weights in a folder of the hub
 
@@ -41,7 +46,7 @@ def open_folder(folder: Path, label: str) -> Weights:
     if config.get("format") == OWN_FORMAT:
         return _own(tensors, label, config)
     if "architecture" in config:
-        return _timm(tensors, label, config)
+        return _timm(tensors, label, config, folder / CONFIG)
     return _hub(tensors, label, config, folder)
 
 
@@ -160,8 +165,15 @@ def _grid_by_kernel(kernel: Tensor | None, size: tuple[int, int] | None) -> tupl
     return tuple(side // cell for side, cell in zip(size, kernel.shape[2:], strict=True))
 
 
-def _timm(tensors: Mapping[str, Tensor], label: str, config: Mapping[str, Any]) -> Weights:
-    """A folder as timm pushes it to the hub and reads it from `local-dir:`."""
+def _timm(tensors: Mapping[str, Tensor], label: str, config: Mapping[str, Any], file: Path) -> Weights:
+    """A folder as timm pushes it to the hub and reads it from `local-dir:`. Raises DataError for what is no such
+    configuration.
+    """
+    for key, kind, words in TIMM_KEYS:
+        if not isinstance(config.get(key) or kind(), kind):
+            raise DataError(
+                f"{file} gives {key} as {config[key]!r}, and it must be {words}; correct the file, or copy it again."
+            )
     cfg = config.get("pretrained_cfg") or config
     arguments = config.get("model_args") or {}
     size = _pair(arguments.get("img_size")) or _pair(list(cfg.get("input_size") or ())[1:])
@@ -173,8 +185,9 @@ def _timm(tensors: Mapping[str, Tensor], label: str, config: Mapping[str, Any]) 
         size=size,
         mean=_numbers(cfg.get("mean")),
         std=_numbers(cfg.get("std")),
-        architecture=config["architecture"],
+        architecture=config["architecture"] or None,
         arguments=arguments,
+        config=file,
         classes=_names(config.get("label_names") or cfg.get("label_names")),
         pooling=POOLINGS.get(str(arguments.get("global_pool") or config.get("global_pool"))),
     )

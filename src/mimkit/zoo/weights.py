@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -17,7 +18,8 @@ class Weights:
     name of the model, and the arguments it was built with. classes: of a classification head, in its order. pooling:
     "mean" or "cls", what a head reads. bits: of the images, 8, 16, or 32 for floats.
 
-    recipe: the sections `encoder`, `method` or `task`, and `data` of a recipe of mimkit, {} for foreign files.
+    config: the file that names the architecture. recipe: the sections `encoder`, `method` or `task`, and `data` of a
+    recipe of mimkit, {} for foreign files.
     """
 
     tensors: Mapping[str, Tensor]
@@ -35,4 +37,5 @@ class Weights:
     classes: tuple[str, ...] | None = None
     pooling: str | None = None
     bits: int | None = None
+    config: Path | None = None
     recipe: Mapping[str, Any] = field(default_factory=dict)
