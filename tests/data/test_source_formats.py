@@ -3,6 +3,8 @@
 import csv
 import os
 import pickle
+import shutil
+import subprocess
 import tarfile
 from pathlib import Path
 
@@ -171,6 +173,37 @@ def test_a_cut_shard_gives_what_is_whole_and_names_the_rest(
         ("a.tar/2.jpg", "cut off: the shard is truncated")
     ]
     assert caplog.messages == [f"{path} is truncated: 1 image before the cut; copy it anew for the rest."]
+
+
+@pytest.mark.parametrize("left", [0, 300])  # bytes of the next header
+def test_a_shard_cut_between_two_members_is_warned_of_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, left: int
+) -> None:
+    monkeypatch.setattr(tar, "KEEP_FROM", 1)
+    path = write_tar(tmp_path / "a.tar", {"1.jpg": image(0), "2.jpg": image(1)})
+    with tarfile.open(path) as opened:
+        second = opened.getmembers()[1].offset
+    path.write_bytes(path.read_bytes()[: second + left])
+    for _ in range(2):  # from the kept index, too
+        caplog.clear()
+        source = open_source(path)
+        assert keys(source) == ["a.tar/1.jpg"] and source.read(0) == image(0)
+        (message,) = caplog.messages
+        assert message.startswith(f"{path} does not end as tars do, with blocks of zeros: 1 image found")
+
+
+def test_whole_shards_of_every_writer_bring_no_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "1.jpg").write_bytes(image(0))
+    for mode in ("w", "w|"):  # webdataset writes streams
+        with tarfile.open(tmp_path / "a.tar", mode) as opened:
+            opened.add(tmp_path / "1.jpg", "1.jpg")
+        assert keys(open_source(tmp_path / "a.tar")) == ["a.tar/1.jpg"]
+    if shutil.which("tar"):
+        subprocess.run(["tar", "-cf", "b.tar", "1.jpg"], cwd=tmp_path, check=True)
+        assert keys(open_source(tmp_path / "b.tar")) == ["b.tar/1.jpg"]
+    assert not caplog.messages
 
 
 def test_what_lies_beside_shards_is_told_of(tmp_path: Path) -> None:

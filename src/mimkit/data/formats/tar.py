@@ -38,13 +38,17 @@ TRUNCATED = "the shard is truncated"
 
 @dataclass
 class Shard:
-    """The images of one shard: names, first bytes, sizes, labels ("" where there is none); and what was left out."""
+    """The images of one shard: names, first bytes, sizes, labels ("" where there is none); and what was left out.
+
+    ended: whether the blocks of zeros stand behind the last member with which every writer ends a tar.
+    """
 
     names: list[bytes] = field(default_factory=list)
     starts: list[int] = field(default_factory=list)
     sizes: list[int] = field(default_factory=list)
     labels: list[str] = field(default_factory=list)
     ignored: list[tuple[str, str]] = field(default_factory=list)
+    ended: bool = True
 
 
 class TarSource:
@@ -73,9 +77,7 @@ class TarSource:
             count += len(shards[-1].names)
             for member, reason in shards[-1].ignored:
                 left_out.add(f"{_short(path, root)}/{member}", reason)
-            if any(TRUNCATED in reason for _, reason in shards[-1].ignored):
-                whole = counted(len(shards[-1].names), "image")
-                log.warning("%s is truncated: %s before the cut; copy it anew for the rest.", path, whole)
+            _warn_of_a_cut(path, shards[-1])
         self.ignored = (*left_out.all(), *beside)
         if not count:
             raise DataError(
@@ -128,6 +130,19 @@ class TarSource:
         return self._keys.digest(self.classes, self._labels)
 
 
+def _warn_of_a_cut(path: str, shard: Shard) -> None:
+    whole = counted(len(shard.names), "image")
+    if any(TRUNCATED in reason for _, reason in shard.ignored):
+        log.warning("%s is truncated: %s before the cut; copy it anew for the rest.", path, whole)
+    elif not shard.ended:
+        log.warning(
+            "%s does not end as tars do, with blocks of zeros: %s found; where it should hold more, it was cut between "
+            "two of them or its writer was never closed, so copy or write it anew.",
+            path,
+            whole,
+        )
+
+
 def read_shard(
     store: Store, path: str, stamp: str, count: int = 0, progress: Callable[[int], None] | None = None
 ) -> Shard:
@@ -137,11 +152,10 @@ def read_shard(
     """
     about = f"tar {store.identity(path)}"
     found = kept(about)
-    if found is not None and found[0].get("stamp") == stamp:
+    if found is not None and found[0].get("stamp") == stamp and "ended" in found[0]:
         facts, names = found
-        return Shard(
-            names, facts["starts"], facts["sizes"], facts["labels"], list(map(tuple, facts["ignored"]))
-        )
+        ignored = list(map(tuple, facts["ignored"]))
+        return Shard(names, facts["starts"], facts["sizes"], facts["labels"], ignored, facts["ended"])
     shard = _index(store, path, count, progress)
     if len(shard.names) >= KEEP_FROM:
         lists = {
@@ -149,6 +163,7 @@ def read_shard(
             "sizes": shard.sizes,
             "labels": shard.labels,
             "ignored": shard.ignored,
+            "ended": shard.ended,
         }
         keep(about, {"stamp": stamp, **lists}, shard.names)
     return shard
@@ -170,6 +185,8 @@ def _index(store: Store, path: str, count: int, progress: Callable[[int], None] 
                     _take(shard, classes, tar, member, length)
                     if progress is not None and len(shard.names) % 1000 == 999:
                         progress(count + len(shard.names))
+                file.seek(tar.offset)  # where no further header was found
+                shard.ended = file.read(tarfile.BLOCKSIZE) == tarfile.NUL * tarfile.BLOCKSIZE
         except tarfile.ReadError as error:
             if not shard.names:
                 raise DataError(f"{path} cannot be read as a tar shard: {error}") from None
