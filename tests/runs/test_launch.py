@@ -105,6 +105,22 @@ def test_a_preempted_job_saves_comes_back_and_ends_as_if_nothing_had_been(
     assert_ended_as_if_nothing_had_been(run, few, parallel)
 
 
+@pytest.mark.parametrize("seconds", [0, 0.7])  # when torch is not loaded yet
+def test_a_job_that_is_killed_as_soon_as_it_is_known_says_so_and_leaves(
+    seconds: float, few: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    launched = mimkit.launch(
+        "pretrain", "mae_tiny", [f"data.path={few}", f"train.run={run}", *SETTINGS, "tasks=2"], "local"
+    )
+    time.sleep(seconds)
+    os.kill(int(launched.id), signal.SIGTERM)
+    assert launched.job._process.wait(60) == 0
+    said = f"Stopped, with nothing to save; continue with `mimkit pretrain {run} --resume`."
+    assert log(run).count(said) == 1 and "Traceback" not in log(run)
+    assert not (run / "checkpoints").exists()
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="finds the tasks of a job through /proc")
 def test_a_job_on_two_nodes_of_a_stand_in_for_slurm_comes_back_too(

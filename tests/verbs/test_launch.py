@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 import mimkit
-from mimkit.errors import UserError
+from mimkit.errors import Interrupted, UserError
 from mimkit.recipes import load
-from mimkit.verbs.launch import _in_the_background, minutes, split
+from mimkit.verbs.launch import _await_ears, _in_the_background, minutes, split
 
 
 @pytest.fixture
@@ -153,9 +153,9 @@ def test_a_run_that_sbatch_does_not_take_back_stays_as_it_was(slurm: Path, photo
 TOLD = """
 import os, signal
 from pathlib import Path
-from mimkit.verbs.launch import _leave_when_told
+from mimkit.verbs.task import leave_when_told
 signal.signal(signal.SIGTERM, lambda *_: print("let pass"))  # as submitit does
-_leave_when_told(Path("run"))
+leave_when_told(Path("run"))
 os.kill(os.getpid(), signal.{name})
 print("goes on")
 """
@@ -180,6 +180,34 @@ def test_a_task_that_is_told_before_it_trains_leaves_at_once(
     )
     said = "Stopped, with nothing to save; continue with `mimkit pretrain run --resume`.\n" if code else ""
     assert (done.returncode, done.stdout, done.stderr) == (code, out, said)
+
+
+def test_a_task_hears_before_anything_is_loaded(tmp_path: Path) -> None:
+    (tmp_path / "slow.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGTERM)\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "mimkit.verbs.task", "-u", "-m", "slow", str(tmp_path / "run" / "jobs")],
+        env={**os.environ, "SUBMITIT_EXECUTOR": "local"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 130
+    assert (
+        done.stderr
+        == f"Stopped, with nothing to save; continue with `mimkit pretrain {tmp_path}/run --resume`.\n"
+    )
+
+
+def test_a_ctrl_c_while_a_job_begins_names_the_job_that_goes_on(tmp_path: Path) -> None:
+    class Begun:
+        job_id = "4711"
+
+        @property
+        def state(self) -> str:
+            raise KeyboardInterrupt
+
+    with pytest.raises(Interrupted, match="job 4711 has begun and goes on; end it with `kill 4711`"):
+        _await_ears(Begun(), [tmp_path / "log"])
 
 
 def test_a_job_on_this_machine_is_started_to_ignore_ctrl_c_and_a_closed_terminal() -> None:

@@ -12,8 +12,10 @@ import io
 import logging
 import os
 import re
+import shlex
 import shutil
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,15 +27,15 @@ import torch
 
 from mimkit.data.sampling import steps_per_epoch
 from mimkit.engine import checkpoint, run_folder, run_lock
-from mimkit.engine.command import resume_command
 from mimkit.engine.processes import ALONE
 from mimkit.errors import Interrupted, MimkitError, UserError, counted, nearest
 from mimkit.recipes import build, load
 from mimkit.recipes.faults import JOB_OPTIONS
 from mimkit.recipes.schema import Recipe
-from mimkit.verbs import finetune, pretrain, training
+from mimkit.verbs import finetune, pretrain, task, training
 from mimkit.verbs.files import writing
 from mimkit.verbs.labels import labelled_sets
+from mimkit.verbs.task import leave_when_told
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +47,7 @@ TIME = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?")  # sbatch's: minute
 DEFAULTS = {"nodes": "1", "cpus": "8", "time": "1-0"}
 FOLDER = "jobs"
 NOTICE = 120  # seconds before the end of its time in which a job finishes its step and saves
+SLOWEST_START = 30  # seconds that the tasks of a job on this machine have to begin
 MOST_RESTARTS = 1000  # after its time was up; a run that fails is not started again
 GRACE = 600  # seconds that a job which was told to end waits for SLURM to say whether it shall come back
 
@@ -69,11 +72,11 @@ class Job:
     overrides: tuple[str, ...] = ()
 
     def __call__(self) -> str:
+        leave_when_told(Path(self.run))
         helpers = importlib.import_module("submitit.helpers")
         # all GPUs of the node stay visible: a process takes that of its LOCAL_RANK, as under torchrun
         helpers.TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
         _log_here()
-        _leave_when_told(Path(self.run))
         try:
             return VERBS[self.verb](self.run, self.overrides, True).message
         except Interrupted as stopped:
@@ -100,9 +103,10 @@ def launch(
     settings = _settings(cluster, options)
     tasks, nodes = settings["tasks_per_node"], settings["nodes"]
     recipe, folder, made = _run_of(verb, source, overrides, cluster, resume, tasks * nodes)
-    executor = submitit.AutoExecutor(
-        folder / FOLDER, cluster=cluster, **{f"{cluster}_max_num_timeout": MOST_RESTARTS}
-    )
+    special: dict[str, Any] = {f"{cluster}_max_num_timeout": MOST_RESTARTS}
+    if cluster == "local":
+        special["local_python"] = f"{shlex.quote(sys.executable)} -u -m {task.__name__}"
+    executor = submitit.AutoExecutor(folder / FOLDER, cluster=cluster, **special)
     executor.update_parameters(name=recipe.name, stderr_to_stdout=True, **settings)
     try:
         job = _submitted(executor, Job(verb, str(folder), tuple(overrides) if resume else ()))
@@ -111,6 +115,8 @@ def launch(
             shutil.rmtree(folder / FOLDER, ignore_errors=True)
             run_folder.take_back(folder, made)
         raise UserError(str(error)) from error
+    if cluster == "local":
+        _await_ears(job, [job.task(number).paths.stdout for number in range(tasks)])
     each = f"nodes={nodes} tasks={tasks} gpus={settings.get('gpus_per_node', 0)}"
     stop = "kill" if cluster == "local" else "scancel"
     message = (
@@ -181,6 +187,23 @@ def _submitted(executor: Any, job: Job) -> Any:
             f"--launch slurm: {str(error).splitlines()[0]}, which has no job's number; `squeue --me` says whether the "
             "job is there all the same."
         ) from error
+
+
+def _await_ears(job: Any, logs: Sequence[Path]) -> None:
+    """Return when all tasks of a job on this machine have begun to write, and so hear a `kill`: until then submitit
+    would let it pass or end without a word. Raises Interrupted for a Ctrl-C, which does not reach the job.
+    """
+    end = time.monotonic() + SLOWEST_START
+    try:
+        while not all(path.is_file() and path.stat().st_size for path in logs):
+            if job.state != "RUNNING" or time.monotonic() > end:
+                return
+            time.sleep(0.02)
+    except KeyboardInterrupt:
+        raise Interrupted(
+            f"interrupted, but job {job.job_id} has begun and goes on; end it with `kill {job.job_id}`.",
+            [signal.SIGINT],
+        ) from None
 
 
 @contextlib.contextmanager
@@ -285,23 +308,6 @@ def _check_named(source: str | Path, cluster: str) -> None:
             f"--launch {cluster}: a recipe for images is chosen for the machine that trains it, which is not this one; "
             f"name a recipe ({', '.join(load.names()[:3])}, ...) with data.path={source}."
         )
-
-
-def _leave_when_told(run: Path) -> None:
-    """Until the engine listens there is nothing to save, so a task leaves at once; submitit would let SIGTERM pass.
-
-    Under SLURM it should: whether the job ends or comes back is for SLURM to say (see `_leave`).
-    """
-
-    def leave(number: int, frame: object) -> None:
-        if os.environ.get("RANK", "0") == "0":
-            os.write(2, f"Stopped, with nothing to save; continue with `{resume_command(run)}`.\n".encode())
-        os._exit(Interrupted.exit_code)
-
-    if os.environ.get("SUBMITIT_EXECUTOR") == "local":
-        signal.signal(signal.SIGTERM, leave)
-    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-        signal.signal(signal.SIGINT, leave)
 
 
 def _leave(signals: frozenset[int]) -> NoReturn:
