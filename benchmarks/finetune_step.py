@@ -132,7 +132,9 @@ def rows(options: Options) -> list[Row]:
         del model
         for precision in ("fp32", "bf16"):
             side = Side(case, choose_precision(precision, device), options, weights)
-            result = race(partial(our_step, side), partial(their_step, side), options, rounds, 1e-5)
+            result = race(
+                partial(our_step, side), partial(their_step, side), options, rounds, 1e-5, train=(True, False)
+            )
             settings: dict[str, Any] = {
                 "model": case.encoder,
                 "size": case.size,

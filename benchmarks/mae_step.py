@@ -145,7 +145,14 @@ def compare(options: Options, ours: str, theirs: str, decode: float = 1.0) -> tu
         torch.manual_seed(0)
         save_file(method(case).state_dict(), weights)
         sides = (Side(case, ours, options, weights, decode), Side(case, theirs, options, weights))
-        result = race(partial(our_step, sides[0]), partial(their_step, sides[1]), options, rounds, tolerance)
+        result = race(
+            partial(our_step, sides[0]),
+            partial(their_step, sides[1]),
+            options,
+            rounds,
+            tolerance,
+            train=(True, False),
+        )
     rates.append(peak_flops(device, ours))
     settings = {
         "model": case.encoder,

@@ -100,7 +100,7 @@ def front(encoder: nn.Module, images: Tensor, mask: Mask, stages: int) -> Tensor
 
 def theirs(side: Side) -> dict[str, Lap]:
     if side.options.device == "cpu":
-        keep_freed_memory()  # as ours does, so that the allocator is no part of the race
+        keep_freed_memory()
     model = dense(side.case)
     model.load_state_dict(published(load_file(side.weights)))
     model = model.to(side.options.device).train()
@@ -165,7 +165,10 @@ def rows(name: str, options: Options) -> list[Row]:
         with tempfile.TemporaryDirectory() as folder:
             side = Side(what, precision, options, weights(folder, options))
             tolerance = float("inf") if them is mae else 1e-5 if precision == "fp32" else 0.02
-            result = race(partial(ours, side), partial(them, side), options, rounds, tolerance)
+            # the dense form too, so that the allocator is no part of the race
+            result = race(
+                partial(ours, side), partial(them, side), options, rounds, tolerance, train=(True, True)
+            )
         settings = {
             "model": side.case.encoder,
             "size": side.case.size,

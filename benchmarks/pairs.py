@@ -9,6 +9,7 @@ inside, around the lap alone; CPU time is kept as a cross-check.
 import ctypes
 import gc
 import multiprocessing
+import os
 import platform
 import resource
 import statistics
@@ -20,6 +21,9 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Literal, Protocol
+from unittest.mock import patch
+
+from mimkit.__main__ import WHOLE_HEAP
 
 LINUX = sys.platform.startswith("linux")
 
@@ -93,14 +97,18 @@ class Measured:
 
 
 class Contender:
-    """One side: a process that builds `make()` and then runs a lap at a time. `ready` waits until it is built."""
+    """One side: a process that builds `make()` and then runs a lap at a time. `ready` waits until it is built.
 
-    def __init__(self, make: Make, options: Options) -> None:
+    trains: start it with the settings of memory that the command line starts training with.
+    """
+
+    def __init__(self, make: Make, options: Options, trains: bool = False) -> None:
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         # no daemon, which could have no loader processes of its own; it ends when its pipe does
         self._process = context.Process(target=_serve, args=(theirs, make, options))
-        self._process.start()
+        with patch.dict(os.environ, WHOLE_HEAP if trains else {}):
+            self._process.start()
         theirs.close()
 
     def __enter__(self) -> "Contender":
@@ -217,13 +225,20 @@ class Race:
         return Row(name, metric, ours, theirs, ours / theirs, "MiB", settings)
 
 
-def race(ours: Make, theirs: Make, options: Options, rounds: int, tolerance: float = 0.0) -> Race:
+def race(
+    ours: Make,
+    theirs: Make,
+    options: Options,
+    rounds: int,
+    tolerance: float = 0.0,
+    train: tuple[bool, bool] = (False, False),
+) -> Race:
     """Let the two take turns at each metric of ours: a lap each to warm up, then `rounds` pairs.
 
     tolerance: how far what the warm-up laps return may differ, relative to theirs; more raises RuntimeError, since two
-    different computations are no pair.
+    different computations are no pair. train: which of the two is started as the command line starts training.
     """
-    with Contender(ours, options) as us, Contender(theirs, options) as them:
+    with Contender(ours, options, train[0]) as us, Contender(theirs, options, train[1]) as them:
         metrics, _ = us.ready(), them.ready()
         laps = {metric: alternate(us, them, metric, rounds, tolerance) for metric in metrics}
         return Race(laps, (us.peak(), them.peak()))

@@ -6,11 +6,15 @@ import os
 import signal
 import sys
 
+TRAINING = {"demo", "pretrain", "finetune"}
+WHOLE_HEAP = {"GLIBC_TUNABLES": "glibc.malloc.tcache_count=0"}
+
 
 def main() -> int:
     """Run the command line; the exit code."""
     code = 130
     try:
+        _keep_heap_whole()
         from mimkit.cli import main as command
 
         code = command()
@@ -20,6 +24,19 @@ def main() -> int:
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, lambda *_: os._exit(code))
     return code
+
+
+def _keep_heap_whole() -> None:
+    """Where something is trained, start this process anew with glibc's cache of small blocks switched off.
+
+    What lies in that cache is free, yet holds its place between the activations of a step, so that these never become
+    one piece in which gradients fit: a step on a CPU then holds a tenth more memory. glibc reads its settings only when
+    a process starts. Settings of the user's own stay.
+    """
+    trains = len(sys.argv) > 1 and sys.argv[1] in TRAINING
+    if trains and sys.platform == "linux" and not WHOLE_HEAP.keys() & os.environ.keys():
+        os.environ.update(WHOLE_HEAP)
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 if __name__ == "__main__":

@@ -74,6 +74,27 @@ def test_threads_wait_without_spinning_unless_the_user_has_chosen(name: str, val
     assert printed({**plain, name: value}) == str(list(chosen.values()))
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="a setting of glibc")
+def test_training_starts_with_a_whole_heap_in_the_same_process_and_other_verbs_as_they_are() -> None:
+    code = (
+        "import os; start = os.getpid(), os.environ.get('GLIBC_TUNABLES')\n"
+        "from mimkit.__main__ import main; main(); print(*start)"
+    )
+    plain = {k: v for k, v in os.environ.items() if k != "GLIBC_TUNABLES"}
+
+    def ran(verb: str, env: dict[str, str]) -> tuple[bool, str]:
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, verb, "--help"], stdout=subprocess.PIPE, text=True, env=env
+        )
+        number, setting = process.communicate(timeout=60)[0].splitlines()[-1].split()
+        return int(number) == process.pid, setting
+
+    assert ran("pretrain", plain) == ran("finetune", plain) == (True, "glibc.malloc.tcache_count=0")
+    assert ran("recipes", plain) == (True, "None")
+    own = "glibc.malloc.mxfast=0"
+    assert ran("pretrain", {**plain, "GLIBC_TUNABLES": own}) == (True, own)
+
+
 def test_the_package_runs_as_a_module() -> None:
     assert python("-m", "mimkit", "--version").stdout == f"mimkit {__version__}\n"
     wrong = python("-m", "mimkit", "pretrian")

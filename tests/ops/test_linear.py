@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from mimkit.ops import linear as module
@@ -29,7 +30,7 @@ def drawn(shape: tuple[int, ...], out: int, dtype: torch.dtype = torch.float32) 
 
 def by_onednn(y: Tensor) -> bool:
     assert y.grad_fn is not None
-    return "OneDNN" in y.grad_fn.name()
+    return y.dtype == torch.float32 and y.grad_fn.name() == "_LinearBackward"
 
 
 @pytest.mark.parametrize(("shape", "out"), LARGE)
@@ -94,6 +95,19 @@ def test_it_can_be_derived_twice_and_mapped(monkeypatch: pytest.MonkeyPatch) -> 
     torch.testing.assert_close(of_a_sample(linear), of_a_sample(F.linear))
 
 
+class CastCounter(TorchDispatchMode):
+    """of: the shapes of what is cast while this lasts, in turn."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.of: list[tuple[int, ...]] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        if func is torch.ops.aten._to_copy.default:
+            self.of.append(tuple(args[0].shape))
+        return func(*args, **(kwargs or {}))
+
+
 def kept_by(call: Callable[[], Tensor]) -> int:
     """Bytes that autograd keeps of what `call` computes, parameters and inputs among them."""
     found: dict[int, int] = {}
@@ -106,6 +120,43 @@ def kept_by(call: Callable[[], Tensor]) -> int:
         result = call()
     assert result.requires_grad
     return sum(found.values())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("came_as", [torch.float32, None])
+def test_under_autocast_the_bits_of_the_plain_layer_come_out(
+    dtype: torch.dtype, bias: bool, came_as: torch.dtype | None
+) -> None:
+    torch.manual_seed(0)
+    tokens, layer, found = torch.randn(3, 7, 32), Linear(32, 16, bias=bias), []
+    for ours in (True, False):
+        x = tokens.to(came_as or dtype).requires_grad_()
+        with torch.autocast("cpu", dtype):
+            y = layer(x) if ours else F.linear(x, layer.weight, layer.bias)
+        grads = torch.autograd.grad(y.float().square().sum(), [x, *layer.parameters()])
+        found.append([y, *grads])
+    for mine, plain in zip(*found, strict=True):
+        assert mine.dtype == plain.dtype and torch.equal(mine, plain)
+
+
+def test_under_autocast_no_cast_weight_is_kept() -> None:
+    layer, x = Linear(64, 16), torch.randn(5, 64, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        ours = kept_by(lambda: layer(x))
+        plain = kept_by(lambda: F.linear(x, layer.weight, layer.bias))
+    weight, activations = 64 * 16, 5 * 64
+    assert ours == 4 * weight + 2 * activations
+    assert (
+        plain == 2 * weight + 2 * activations
+    )  # on top of the weight itself, which lies in memory either way
+
+
+def test_without_gradients_autocast_casts_a_weight_once_for_all_its_uses() -> None:
+    layer, x = Linear(64, 16), torch.randn(5, 64)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16), CastCounter() as counter:
+        assert torch.equal(layer(x), layer(x))
+    assert counter.of.count((5, 64)) == 2 and counter.of.count((16, 64)) == 1
 
 
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16, torch.float16])

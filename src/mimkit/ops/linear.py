@@ -1,4 +1,8 @@
-"""Linear layers that are faster in float32 on a CPU, and one behind a GELU that keeps less for the backward pass.
+"""Linear layers that keep little for the backward pass, and are faster in float32 on a CPU.
+
+Under autocast torch casts a float32 weight and autograd keeps the cast until the backward pass: 2 bytes for each weight
+of the model, a fifth of what a small batch needs. `linear` keeps the weight alone, which lies in memory anyway, and
+casts it again when its turn comes; the bits are the same.
 
 torch multiplies float32 matrices by the BLAS it was built with, MKL. The kernels of oneDNN, which ships in the same
 library and does bf16 anyway, need a tenth to a sixth less time for the products of a transformer (tokens by channels).
@@ -7,7 +11,7 @@ so results agree to rounding.
 
 Of what a transformer block keeps for its backward pass in half precision, the hidden layer of the MLP is 16 of 36 bytes
 a token and channel: once before and once behind GELU. `after_gelu` keeps the former alone and computes GELU again.
-What both are worth: `benchmarks/NOTES.md`.
+What all three are worth: `benchmarks/NOTES.md`.
 """
 
 from collections.abc import Sequence
@@ -35,9 +39,18 @@ class Linear(nn.Linear):
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`F.linear` of x (..., in), weight (out, in) and bias (out,)."""
-    if _by_onednn(x, weight):
-        return _OneDNN.apply(x, weight, bias)
+    """`F.linear` of x (..., in), weight (out, in) and bias (out,).
+
+    Compilers and exporters get the plain product, which they know.
+    """
+    if torch.compiler.is_compiling() or is_tracing():
+        return F.linear(x, weight, bias)
+    dtype = _autocast_dtype(x.device)
+    if dtype is None and _by_onednn(x, weight):
+        return _Linear.apply(x, weight, bias)
+    # without gradients nothing is kept, and autocast casts a weight once for all its uses
+    if dtype is not None and weight.dtype == torch.float32 and torch.is_grad_enabled():
+        return _Linear.apply(x.to(dtype), weight, bias)
     return F.linear(x, weight, bias)
 
 
@@ -54,13 +67,8 @@ def after_gelu(hidden: Tensor, layer: nn.Linear) -> Tensor:
 
 
 def _by_onednn(x: Tensor, weight: Tensor) -> bool:
-    """Large float32 products of plain tensors on a CPU.
-
-    Compilers, exporters and whoever counts operations get the plain product, which they know.
-    """
+    """Large float32 products of plain tensors on a CPU. Whoever counts operations gets the product that is known."""
     if not (_ONEDNN and x.is_cpu and x.dtype == weight.dtype == torch.float32 and type(x) is Tensor):
-        return False
-    if torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling() or is_tracing():
         return False
     return x.dim() > 1 and x.numel() * len(weight) >= SMALL and not is_in_torch_dispatch_mode()
 
@@ -72,14 +80,16 @@ def _autocast_dtype(device: torch.device) -> torch.dtype | None:
     return torch.get_autocast_dtype(kind) if on else None
 
 
-class _OneDNN(torch.autograd.Function):
-    """x (..., in), weight (out, in), bias (out,) or None -> (..., out)."""
+class _Linear(torch.autograd.Function):
+    """x (..., in), weight (out, in), bias (out,) or None -> (..., out) in the type of x; float32 by oneDNN."""
 
     generate_vmap_rule = True
 
     @staticmethod
     def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+        if x.dtype == torch.float32:
+            return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+        return F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None], output: Tensor) -> None:
@@ -93,10 +103,7 @@ class _OneDNN(torch.autograd.Function):
 
 
 class _AfterGelu(torch.autograd.Function):
-    """hidden (..., in), weight (out, in), bias (out,) or None, the type to compute in -> (..., out) in that type.
-
-    Nor is the half-precision copy of the weight kept, as autocast would: 2 bytes a weight until the backward pass.
-    """
+    """hidden (..., in), weight (out, in), bias (out,) or None, the type to compute in -> (..., out) in that type."""
 
     generate_vmap_rule = True
 
