@@ -342,6 +342,7 @@ def test_timm_weights_that_cannot_be_fetched_end_in_one_sentence(monkeypatch: py
     def offline(*_: object, **__: object) -> None:
         raise ConnectionError("cannot reach the hub\nsecond line")
 
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)  # whatever the environment says
     monkeypatch.setattr(network, "_answers", lambda: True)
     monkeypatch.setattr(timm, "create_model", offline)
     with pytest.raises(UserError, match="could not be fetched \\(cannot reach the hub\\)") as caught:

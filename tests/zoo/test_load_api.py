@@ -179,6 +179,7 @@ def test_an_id_that_cannot_be_fetched_ends_in_one_sentence(monkeypatch: pytest.M
     def offline(*_: object, **__: object) -> None:
         raise ConnectionError("no network\nsecond line")
 
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)  # whatever the environment says
     monkeypatch.setattr(network, "_answers", lambda: True)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
     with pytest.raises(UserError, match=r"could not be fetched \(no network\)") as caught:

@@ -62,9 +62,13 @@ def test_a_name_that_cannot_be_fetched_ends_in_one_sentence_without_retries(
     assert capfd.readouterr().err == "" and constants.HF_HUB_OFFLINE is False
 
 
-def test_who_switched_the_hub_off_is_reminded(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"])
+def test_who_switched_the_network_off_is_reminded_of_how(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(UserError, match="is not in the cache and HF_HUB_OFFLINE is set"):
+    for switch in network.SWITCHES:
+        monkeypatch.delenv(switch, raising=False)
+    monkeypatch.setenv(name, "1")
+    with pytest.raises(UserError, match=f"the network is switched off by {name}; unset it .*, or download"):
         mimkit.load("timm:resnet10t.c3_in1k")
     assert constants.HF_HUB_OFFLINE is True
 

@@ -15,6 +15,7 @@ from mimkit.errors import UserError
 
 log = logging.getLogger(__name__)
 
+SWITCHES = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")  # either keeps the hub's client from the network
 PATIENCE = 5.0  # seconds for an answer; HF_HUB_ETAG_TIMEOUT, where it is set, for those whose way is longer
 
 
@@ -39,12 +40,15 @@ def unreached(name: str, remedy: str) -> UserError:
     """The sentence for `name`, which is neither in the cache nor to be had."""
     from huggingface_hub import constants
 
-    why = (
-        "HF_HUB_OFFLINE is set"
-        if constants.HF_HUB_OFFLINE
-        else f"the hub ({constants.ENDPOINT}) cannot be reached from here"
+    if constants.HF_HUB_OFFLINE:
+        switch = next((name for name in SWITCHES if os.environ.get(name)), SWITCHES[0])
+        return UserError(
+            f"{name} is not in the cache and the network is switched off by {switch}; unset it where there is a network, "
+            f"or {remedy}."
+        )
+    return UserError(
+        f"{name} is not in the cache and the hub ({constants.ENDPOINT}) cannot be reached from here; {remedy}."
     )
-    return UserError(f"{name} is not in the cache and {why}; {remedy}.")
 
 
 def _answers() -> bool:
