@@ -43,8 +43,8 @@ def unreached(name: str, remedy: str) -> UserError:
     if constants.HF_HUB_OFFLINE:
         switch = next((name for name in SWITCHES if os.environ.get(name)), SWITCHES[0])
         return UserError(
-            f"{name} is not in the cache and the network is switched off by {switch}; unset it where there is a network, "
-            f"or {remedy}."
+            f"{name} is not in the cache and the network is switched off by {switch}; unset it where there is one, or "
+            f"{remedy}."
         )
     return UserError(
         f"{name} is not in the cache and the hub ({constants.ENDPOINT}) cannot be reached from here; {remedy}."
