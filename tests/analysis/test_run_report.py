@@ -158,6 +158,7 @@ def test_the_loss_is_judged_by_its_ends() -> None:
     assert "rose" in said({"loss": falling[::-1]})
     assert "stayed" in said({"loss": [1.0] * 40})
     assert "19 steps are too few" in said({"loss": falling[:19]})
+    assert "1 step is too few" in said({"loss": falling[:1]})
 
 
 @pytest.mark.parametrize(

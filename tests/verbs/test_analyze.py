@@ -147,6 +147,17 @@ def test_an_earlier_analysis_is_written_anew_and_anything_else_is_refused(
         analyze([model], faces, tmp_path / "other", **quick)
 
 
+def test_one_of_a_thing_is_said_in_the_singular(faces: Path, tmp_path: Path) -> None:
+    model, words = "random:mcmae:24-32-48x1-1-1x3", ["data.size=64"]
+    one = analyze([model], faces, tmp_path / "one", images=1, only=["attention"], overrides=words)
+    assert f"1 image of {faces}" in one.report.read_text() and "(1 image)" in one.lines()[0]
+    two = analyze([model], faces, tmp_path / "two", images=2, only=["attention", "spectrum"], overrides=words)
+    assert f"1 of the 3 blocks of {model} attends; layers" in two.notes[0]
+    for found in (one, two):
+        said = found.report.read_text() + " ".join(found.lines())
+        assert not re.findall(r"\b1 (?:images|tokens|layers|blocks)\b", said)
+
+
 def test_settings_speak_of_attention_only_where_it_was_measured(
     found: Analysis, masked: Path, faces: Path
 ) -> None:

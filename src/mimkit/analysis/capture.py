@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from mimkit.encoders.base import AttentionSite
-from mimkit.errors import UserError
+from mimkit.errors import UserError, counted
 from mimkit.ops.attention import precise, scores
 
 SOFTMAX = (F.softmax, torch.softmax, Tensor.softmax, torch.special.softmax)
@@ -131,8 +131,8 @@ def checked(heard: Iterator[Tensor], site: AttentionSite, keys: int) -> Iterator
     for part in heard:
         if part.shape[-1] != site.prefix + keys:
             raise UserError(
-                f"{site.name!r} attends to {part.shape[-1]} tokens, but its geometry (window {site.window}, stride "
-                f"{site.stride}, {site.prefix} prefix tokens) makes {site.prefix + keys}; the analysis does not know "
+                f"{site.name!r} attends to {counted(part.shape[-1], 'token')}, but its geometry (window {site.window}, "
+                f"stride {site.stride}, {site.prefix} prefix tokens) makes {site.prefix + keys}; the analysis does not know "
                 "this layout."
             )
         yield part

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mimkit.errors import UserError
+from mimkit.errors import UserError, counted
 
 K, TEMPERATURE = 20, 0.07
 PENALTIES = (
@@ -165,7 +165,7 @@ def check_labels(labels: np.ndarray, folds: int | None, classes: Sequence[str] =
     found, counts = np.unique(labels, return_counts=True)
     if len(found) < 2:
         raise UserError(
-            f"A probe needs images of at least two classes; these {len(labels)} images have {len(found)}. "
+            f"A probe needs images of at least two classes; {counted(len(labels), 'image')} of {len(found)} came. "
             "Name a folder with one folder per class, or a table with a label column."
         )
     fewest, place = int(counts.min()), int(found[counts.argmin()])
@@ -174,6 +174,6 @@ def check_labels(labels: np.ndarray, folds: int | None, classes: Sequence[str] =
     name = repr(classes[place]) if place < len(classes) else f"number {place}"
     advice = f", or use {fewest} folds" if fewest > 1 else ""
     raise UserError(
-        f"The class {name} has {fewest} image{'s'[: fewest > 1]}, fewer than the {folds} folds of the probe; "
+        f"The class {name} has {counted(fewest, 'image')}, fewer than the {folds} folds of the probe; "
         f"add images to it or leave it out{advice}."
     )

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from mimkit import plots
+from mimkit.errors import counted
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -91,8 +92,8 @@ class Comparison:
         heads = [f"{100 * share:g} % ({count})" for share, count in self.labels.items()]
         head = f"{'start':<{width}}  {'':<12}" + "".join(f"{text:>16}" for text in heads)
         said = [
-            f"Accuracy in % on {self.images} held-out images of {self.classes} classes (largest: "
-            f"{100 * self.chance:.1f} %), mean ± deviation over {len(self.seeds)} seed{'s' * (len(self.seeds) > 1)}; "
+            f"Accuracy in % on {counted(self.images, 'held-out image')} of {self.classes} classes (largest: "
+            f"{100 * self.chance:.1f} %), mean ± deviation over {counted(len(self.seeds), 'seed')}; "
             "columns: share of the labels (images)",
             head,
         ]

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from mimkit.errors import counted
 from mimkit.plots.curves import Series, finite
 from mimkit.plots.run import PROBE, last
 
@@ -61,7 +62,10 @@ def _loss(columns: Mapping[str, Series]) -> Finding | None:
     values = finite(columns["loss"])[1]
     rule = f"Means of the first and the last twentieth of the steps; below {MOVED:.0%} of change it stayed."
     if len(values) < ENOUGH:
-        return Finding(f"{len(values)} steps are too few to judge the loss; it is {values[-1]:.4g}.", rule)
+        few = (
+            f"{counted(len(values), 'step')} {'is' if len(values) == 1 else 'are'} too few to judge the loss"
+        )
+        return Finding(f"{few}; it is {values[-1]:.4g}.", rule)
     part = max(1, len(values) // 20)
     start, end = float(values[:part].mean()), float(values[-part:].mean())
     change = (end - start) / abs(start) if start else 0.0
@@ -156,7 +160,7 @@ def _skipped(rows: Sequence[Mapping[str, Any]]) -> Finding:
     names = {str(row.get("name", row.get("id"))) for row in rows}
     if not names:
         return Finding("Every image could be read.", rule, "good")
-    many = "1 image" if len(names) == 1 else f"{len(names)} images"
+    many = counted(len(names), "image")
     return Finding(f"{many} could not be read and gave way to others; skipped.jsonl names them.", rule, "bad")
 
 
@@ -165,7 +169,7 @@ def _failures(columns: Mapping[str, Series], rows: Sequence[Mapping[str, Any]]) 
     if not rows:
         return Finding("Every step was finite.", rule, "good")
     steps = [int(row["step"]) for row in rows if "step" in row]
-    many = "1 step was" if len(rows) == 1 else f"{len(rows)} steps were"
+    many = f"{counted(len(rows), 'step')} {'was' if len(rows) == 1 else 'were'}"
     where = f", the last one at step {max(steps)}" if steps else ""
     return Finding(
         f"{many} not finite and changed nothing{where}; nonfinite.jsonl has the samples.", rule, "bad"

@@ -28,7 +28,7 @@ from mimkit.analysis.subjects import (
     prefix_tokens,
 )
 from mimkit.encoders.base import Encoder, Features
-from mimkit.errors import UserError
+from mimkit.errors import UserError, counted
 from mimkit.masks import Mask
 
 log = logging.getLogger(__name__)
@@ -138,7 +138,7 @@ def grid_of(tokens: int, model: Any, images: Tensor) -> tuple[int, int]:
         if grid[0] * grid[1] == tokens:
             return grid
     raise UserError(
-        f"{tokens} tokens are no grid over images of {height} x {width} pixels; the analysis does not "
+        f"{counted(tokens, 'token')} cannot be a grid over images of {height} x {width} pixels; the analysis does not "
         "know this layout."
     )
 

@@ -20,6 +20,7 @@ from mimkit.analysis.headline import headline
 from mimkit.analysis.inside import Study
 from mimkit.analysis.sections import Item, Section, sections
 from mimkit.analysis.viewer import picture
+from mimkit.errors import counted
 from mimkit.plots.charts import SHALLOW_TO_DEEP
 from mimkit.plots.curves import CYCLE
 from mimkit.version import __version__
@@ -57,6 +58,7 @@ def render(study: Study) -> str:
     head, rows = headline(study)
     text = environment.from_string(_read("analyze.html.j2")).render(
         study=study,
+        counted=counted,
         title="What did " + _and([model.label for model in study.models]) + " learn?",
         style=Markup(_read("analyze.css")),
         script=Markup(_read("analyze.js")),

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mimkit.errors import UserError
+from mimkit.errors import UserError, counted
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,8 @@ def pca_rgb(
     inside = x[foreground]
     if fitted is None and len(inside) < 4:
         raise UserError(
-            f"Only {len(inside)} tokens lie on the foreground's side of the first component, too few for a second "
-            "step; try flip=True."
+            f"The foreground's side of the first component holds only {counted(len(inside), 'token')}, too few for a "
+            "second step; try flip=True."
         )
     basis = fitted.basis if fitted else fit(inside)
     return Picture(_colours(x, basis) * foreground[..., None], foreground, basis, split)

@@ -23,7 +23,7 @@ from mimkit import plots
 from mimkit.analysis.classify import check_labels, knn_classify, linear_classify, stratified_folds
 from mimkit.data.batch import Batch
 from mimkit.encoders.base import Encoder, Features
-from mimkit.errors import UserError
+from mimkit.errors import UserError, counted
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -103,9 +103,13 @@ class ProbeTable:
 
     def lines(self) -> list[str]:
         """The table for a terminal: a line per layer and pooling, then the best in words."""
-        how = f"tested on {self.tested} others" if self.tested else f"{self.folds}-fold cross-validation"
+        how = (
+            f"tested on {counted(self.tested, 'other')}"
+            if self.tested
+            else f"{self.folds}-fold cross-validation"
+        )
         largest = f"largest class {100 * self.chance:.1f} %"
-        head = f"{self.images} images, {self.classes} classes, {how}; accuracy in %, {largest}"
+        head = f"{counted(self.images, 'image')}, {self.classes} classes, {how}; accuracy in %, {largest}"
         cells = {(r.weights, r.layer, r.pooling, r.classifier): r.percent for r in self.rows}
         columns = list(dict.fromkeys((r.weights, r.classifier) for r in self.rows))
         titles = [CLASSIFIERS[c] + (", random" if w == "random" else "") for w, c in columns]

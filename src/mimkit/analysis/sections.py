@@ -16,6 +16,7 @@ from mimkit.analysis.inside import Inspection, Study
 from mimkit.analysis.kernels import LayerKernels
 from mimkit.analysis.reading import DOTS, READINGS, Reading, of_cka
 from mimkit.analysis.similarity import CKA
+from mimkit.errors import counted
 from mimkit.plots.sheets import evenly
 
 Figures = tuple[plots.Chart | plots.Sheet, ...]
@@ -232,7 +233,8 @@ def _labels(study: Study) -> str:
     table = next((model.probes for model in study.models if model.probes is not None), None)
     if table is None:
         return ""
-    return f"{table.images} images of {table.classes} classes, {table.folds} folds; features are means over patches."
+    images = counted(table.images, "image")
+    return f"{images} of {table.classes} classes, {table.folds} folds; features are means over patches."
 
 
 def _probes(study: Study) -> Iterator[Item]:

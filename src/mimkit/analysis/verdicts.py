@@ -14,7 +14,7 @@ import numpy as np
 
 from mimkit.analysis.attention import AttentionStatistics
 from mimkit.analysis.similarity import CKA
-from mimkit.errors import UserError
+from mimkit.errors import UserError, counted
 
 BAND = (10.0, 20.0)  # px at 192: AvgDist of the best fine-tuning (figure 2)
 RESAMPLES = 200
@@ -81,7 +81,7 @@ def sentences(statistics: AttentionStatistics, similarity: CKA | None = None) ->
 
 def _complete(found: Finding, model: str, images: int) -> Finding:
     """The finding with whose it is in front and the images that it rests on behind."""
-    return replace(found, text=f"{model}: {found.text} ({images} images).")
+    return replace(found, text=f"{model}: {found.text} ({counted(images, 'image')}).")
 
 
 def _curves(statistics: AttentionStatistics) -> _Curves:
@@ -290,7 +290,9 @@ def compare(a: AttentionStatistics, b: AttentionStatistics, seed: int = 0) -> Fi
     ratio = float(first.mean() / max(second.mean(), 1e-12))
     low, high = (float(value) for value in np.quantile(ratios, [0.025, 0.975]))
     numbers = {"ratio": ratio, "low": low, "high": high}
-    interval = f"(95 % interval {low:.2f} to {high:.2f}, {RESAMPLES} resamples of {len(first)} images)"
+    interval = (
+        f"(95 % interval {low:.2f} to {high:.2f}, {RESAMPLES} resamples of {counted(len(first), 'image')})"
+    )
     if low <= 1 <= high:
         text = f"{a.model} and {b.model} do not differ in head diversity in the last third of their layers {interval}."
         return Finding("no_difference", text, numbers)

@@ -18,7 +18,7 @@ from mimkit.data.batch import Batch
 from mimkit.data.normalise import denormalise
 from mimkit.data.sources import Source
 from mimkit.encoders import Encoder
-from mimkit.errors import DataError, UserError
+from mimkit.errors import DataError, UserError, none_readable
 from mimkit.recipes import load
 from mimkit.recipes.schema import Recipe
 from mimkit.verbs.describe import says, statistics
@@ -103,8 +103,7 @@ class Sample:
                 break
         if not got:
             raise DataError(
-                f"None of {len(self.ids)} images of {self.source.name} can be read; `mimkit data check "
-                f"{self.source.name}` says why."
+                f"{none_readable(len(self.ids), self.source.name)}; `mimkit data check {self.source.name}` says why."
             )
         ids = torch.cat([one.ids for one in got])[:count]
         images = torch.cat([one.images for one in got])[:count]

@@ -99,7 +99,7 @@ def probe(model: str | Path, overrides: Sequence[str], out: Path | None) -> Prob
     source = open_source(paths[-1].removeprefix("data.path="), labels=True)
     device = devices.choose_device("auto")
     part = recipe.log.probe or Probe(path=source.name)
-    settings = f"{part.folds} folds, at most {part.max_images} images"
+    settings = f"{part.folds} folds, at most {counted(part.max_images, 'image')}"
     log.info(
         "Probing %s on %s of %s (%s)",
         opened.label,
