@@ -132,7 +132,7 @@ def checked(heard: Iterator[Tensor], site: AttentionSite, keys: int) -> Iterator
         if part.shape[-1] != site.prefix + keys:
             raise UserError(
                 f"{site.name!r} attends to {counted(part.shape[-1], 'token')}, but its geometry (window {site.window}, "
-                f"stride {site.stride}, {site.prefix} prefix tokens) makes {site.prefix + keys}; the analysis does not know "
-                "this layout."
+                f"stride {site.stride}, {site.prefix} prefix tokens) makes {site.prefix + keys}; the analysis does not "
+                "know this layout."
             )
         yield part

@@ -229,9 +229,10 @@ def _together(found: Sequence[Inspection]) -> list[str]:
     for model in found:
         attending, blocks = (len(one.layers) if one else 0 for one in (model.attention, model.layers))
         if 0 < attending < blocks:
+            attend = "attends" if attending == 1 else "attend"
             notes.append(
-                f"{attending} of the {blocks} blocks of {model.label} {'attends' if attending == 1 else 'attend'}; layers "
-                "of attention are counted among those, all others among all blocks."
+                f"{attending} of the {blocks} blocks of {model.label} {attend}; layers of attention are counted among "
+                "those, all others among all blocks."
             )
     depths = {m.label: len(m.attention.layers) for m in found if m.attention is not None}
     if len(set(depths.values())) > 1:
