@@ -33,7 +33,7 @@ def raising(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
 
 
 def python(*words: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run([sys.executable, *words], capture_output=True, text=True, timeout=60)
+    return subprocess.run([sys.executable, *words], capture_output=True, text=True, timeout=180)
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_threads_wait_without_spinning_unless_the_user_has_chosen(name: str, val
 
     def printed(env: dict[str, str]) -> str:
         done = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, env=env, timeout=60
+            [sys.executable, "-c", code], capture_output=True, text=True, env=env, timeout=180
         )
         return done.stdout.splitlines()[-1]
 
@@ -193,7 +193,7 @@ def test_a_reader_that_leaves_early_is_met_with_silence() -> None:
     os.close(read)
     with os.fdopen(write, "w") as broken:
         words = [sys.executable, "-m", "mimkit", "recipes", "show", "mae_base"]
-        done = subprocess.run(words, stdout=broken, stderr=subprocess.PIPE, text=True, timeout=60)
+        done = subprocess.run(words, stdout=broken, stderr=subprocess.PIPE, text=True, timeout=180)
     assert done.stderr == ""
     assert done.returncode == 141
 

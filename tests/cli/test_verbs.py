@@ -183,7 +183,7 @@ def test_a_name_that_is_no_text_is_printed_all_the_same() -> None:
         "import sys, types, mimkit; from mimkit.cli import main; api = types.ModuleType('mimkit.api'); "
         "api.report = lambda *_: 'caf\\udce9.html'; sys.modules['mimkit.api'] = api; sys.exit(main(['report', 'x']))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=180)
     assert (done.returncode, done.stdout) == (0, "Wrote caf\\udce9.html\n")
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from data_samples import fill
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mimkit.data import index
@@ -18,6 +18,7 @@ from mimkit.data.index import Ignored, Keys, LeftOut, encode_labels, keep, kept,
 from mimkit.data.sources import open_source
 
 
+@settings(deadline=None)
 @given(st.lists(st.binary(min_size=1, max_size=12)))
 def test_keys_give_back_every_name_byte_for_byte(names: list[bytes]) -> None:
     keys = Keys.pack(names)

@@ -25,6 +25,7 @@ from mimkit.errors import MimkitError
 
 MICRO = 4
 STEPS_PER_EPOCH = 8
+REST = 600.0  # seconds: until it is killed
 
 
 @dataclass(frozen=True)
@@ -88,8 +89,12 @@ def toy_batches(
     micro: int = MICRO,
     spoil: Callable[[int, ToyBatch], ToyBatch] | None = None,
     slow: float = 0.0,
+    rest_at: int | None = None,
 ) -> Callable[[int], Iterator[ToyBatch]]:
-    """Micro-batches by the rule of the loader: micro-batch j of process r is number j x world + r of its step."""
+    """Micro-batches by the rule of the loader: micro-batch j of process r is number j x world + r of its step.
+
+    slow: seconds that each takes. rest_at: after so many steps it rests until it is killed, however late that comes.
+    """
 
     def batches(start_step: int) -> Iterator[ToyBatch]:
         step = start_step
@@ -99,7 +104,7 @@ def toy_batches(
                 first = (step * accumulate * who.world + place) * micro
                 ids = torch.arange(first, first + micro)
                 batch = ToyBatch(torch.stack([image(int(number)) for number in ids]), ids)
-                time.sleep(slow)
+                time.sleep(slow if step != rest_at else REST)
                 yield spoil(step, batch) if spoil else batch
             step += 1
 
@@ -116,6 +121,7 @@ def train(
     micro: int = MICRO,
     spoil: Callable[[int, ToyBatch], ToyBatch] | None = None,
     slow: float = 0.0,
+    rest_at: int | None = None,
     evaluators: tuple[Evaluator, ...] = (),
     about: About | None = None,
     lr: float = 3e-3,
@@ -128,7 +134,7 @@ def train(
     return fit(
         module,
         optimiser,
-        toy_batches(accumulate, who, micro, spoil, slow),
+        toy_batches(accumulate, who, micro, spoil, slow, rest_at),
         lambda batch: replace(batch, images=batch.images.to(memory_format=torch.channels_last)),
         replace(settings, **options),  # type: ignore[arg-type]
         run,

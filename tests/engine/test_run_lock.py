@@ -22,9 +22,13 @@ import os, sys, time
 from pathlib import Path
 from mimkit.engine.run_lock import hold
 with hold(Path(sys.argv[1])):
+    heard, tells = os.pipe()
     child = os.fork()  # as a loader's worker is
     if child:
+        os.read(heard, 1)
         print(os.getpid(), child, flush=True)
+    else:
+        os.write(tells, b".")  # it has closed what it took over
     time.sleep(60)
 """
 
@@ -108,8 +112,7 @@ def test_a_job_that_comes_back_waits_until_its_former_self_is_gone(
     with pytest.raises(UserError, match="4711"), run_lock.hold(tmp_path):
         pytest.fail("two at once")
     monkeypatch.setattr(run_lock, "PATIENCE", 30.0)
-    monkeypatch.setattr(run_lock, "PAUSE", 0.05)
-    threading.Timer(0.3, leave.set).start()
+    monkeypatch.setattr(run_lock.time, "sleep", lambda _: leave.set())  # it goes once it is waited for
     with caplog.at_level(logging.INFO), run_lock.hold(tmp_path):
         assert caplog.text.count("waits") == 1
     thread.join()

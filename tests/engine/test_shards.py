@@ -2,15 +2,13 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from engine_toy import Toy, judge, train
-from test_resume import STEPS, command, environment, losses, start_two, wait_for_rows
+from test_resume import REST_AT, STEPS, command, losses, start_two, wait_for_rows
 from torch import Tensor, nn
 
 from mimkit.engine import checkpoint, shards
@@ -22,14 +20,15 @@ SETTINGS = {"ema": 0.9, "clip": 0.5}
 
 
 def run_two(run: Path, settings: dict[str, Any], *more: str) -> None:
-    """Two processes under torchrun, to the end."""
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    arguments = [*torchrun, *command(run, settings, *more)[1:]]
-    done = subprocess.run(
-        arguments, env=environment(), capture_output=True, text=True, check=False, timeout=120
-    )
-    assert done.returncode == 0, done.stderr
-    assert "terminate called" not in done.stderr
+    """Two processes, to the end."""
+    processes = start_two(command(run, settings, *more))
+    try:
+        said = [process.communicate(timeout=180)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0, 0], said
+    assert not any("terminate called" in one for one in said)
 
 
 def tensors(run: Path, step: int = STEPS) -> dict[str, Tensor]:
@@ -86,7 +85,7 @@ def test_a_checkpoint_of_shards_goes_on_with_shards_whole_on_two_or_alone(
     whole: Path, tmp_path: Path
 ) -> None:
     begun = tmp_path / "begun"
-    processes = start_two(command(begun, {**SETTINGS, "parallel": "fsdp", "slow": 0.02}))
+    processes = start_two(command(begun, {**SETTINGS, "parallel": "fsdp", "slow": 0.02, "rest_at": REST_AT}))
     wait_for_rows(begun, 12)
     for process in processes:
         process.kill()

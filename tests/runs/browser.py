@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
-SECONDS = 60
+SECONDS = 120
 
 
 def chromium() -> str | None:
@@ -62,7 +62,7 @@ class Page:
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")
 
-    def wait_for(self, expression: str, seconds: float = 20) -> Any:
+    def wait_for(self, expression: str, seconds: float = SECONDS) -> Any:
         """Its value, once it is true."""
         end = time.monotonic() + seconds
         while not (value := self.js(expression)):
