@@ -11,11 +11,12 @@ from benchmarks.mae_step import QUICK, inputs, mask_of
 from benchmarks.pairs import Aim, Lap, Measured, Options, Row
 
 FIELDS = {"name", "metric", "ours", "theirs", "ratio", "unit", "settings"}
+QUICKLY = ("--quick", "--rounds", "1", "--threads", "1")
 
 
 def test_quick_rows_have_the_agreed_form(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "rows.json"
-    assert main(["optimiser_step", "pipeline_500", "--quick", "--rounds", "1", "--json", str(file)]) == 0
+    assert main(["optimiser_step", "pipeline_500", *QUICKLY, "--json", str(file)]) == 0
     rows = json.loads(file.read_text())
     assert {row["name"] for row in rows} == {"optimiser_step", "pipeline_500"}
     for row in rows:
@@ -53,9 +54,7 @@ def test_a_model_and_its_counterpart_compute_the_same_and_are_timed(
     name: str, metrics: set[str], tmp_path: Path
 ) -> None:
     file = tmp_path / "rows.json"
-    assert (
-        main([name, "--quick", "--rounds", "1", "--json", str(file)]) == 0
-    )  # they would not be raced otherwise
+    assert main([name, *QUICKLY, "--json", str(file)]) == 0  # they would not be raced otherwise
     rows = json.loads(file.read_text())
     assert {row["metric"] for row in rows} == metrics
     assert all(set(row) == FIELDS and row["ours"] > 0 and row["theirs"] > 0 for row in rows)
@@ -144,9 +143,7 @@ def test_half_of_the_hidden_patches_are_decoded_and_the_visible_ones_are_those_o
 @pytest.mark.slow
 def test_looking_at_attention_is_raced_against_a_plain_forward_pass(tmp_path: Path) -> None:
     file = tmp_path / "rows.json"
-    assert (
-        main(["attention_statistics", "--quick", "--rounds", "1", "--threads", "1", "--json", str(file)]) == 0
-    )
+    assert main(["attention_statistics", *QUICKLY, "--json", str(file)]) == 0
     rows = json.loads(file.read_text())
     assert [row["metric"] for row in rows] == ["time", "time_bf16", "peak_memory"]
     assert rows[2]["settings"]["images"] == "64 against 16"
@@ -154,4 +151,4 @@ def test_looking_at_attention_is_raced_against_a_plain_forward_pass(tmp_path: Pa
 
 @pytest.mark.slow
 def test_our_step_and_that_of_transformers_give_one_loss() -> None:
-    assert main(["mae_step_fp32", "mae_step_bf16", "--quick", "--rounds", "1"]) == 0
+    assert main(["mae_step_fp32", "mae_step_bf16", *QUICKLY]) == 0

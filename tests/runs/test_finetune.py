@@ -11,6 +11,7 @@ import torch
 from small_runs import answer, losses, mimkit, rows, start, wait_for_rows
 
 import mimkit as library
+from mimkit.cli import main
 
 SMALL = (  # a step in some milliseconds
     "encoder.name=vit:48x3x3",
@@ -55,8 +56,11 @@ def test_a_killed_run_continues_to_the_same_bits(
 ) -> None:
     settings = (*ALL, "train.epochs=16", f"data.workers={workers}")
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    done = mimkit(*arguments(faces, whole, *settings), processes=processes)
-    assert done.returncode == 0, done.stderr
+    if processes == 1:
+        assert main([*arguments(faces, whole, *settings)]) == 0
+    else:
+        done = mimkit(*arguments(faces, whole, *settings), processes=processes)
+        assert done.returncode == 0, done.stderr
     process = start(*arguments(faces, killed, *settings), processes=processes)
     wait_for_rows(killed, 30, process)
     os.killpg(process.pid, signal.SIGKILL)
@@ -87,8 +91,7 @@ def test_a_linear_probe_trains_a_layer_alone_and_resumes(faces: Path, tmp_path: 
     run, whole = tmp_path / "run", tmp_path / "whole"
     settings = ("encoder.patch=8", "train.batch_size=32", "optimiser.base_lr=4", "train.epochs=12")
     words = [*settings, "schedule.warmup_epochs=1", "train.micro_batch=16"]
-    done = mimkit(*arguments(faces, whole, *words, recipe="linear_probe_vit_base"))
-    assert done.returncode == 0, done.stderr
+    assert main([*arguments(faces, whole, *words, recipe="linear_probe_vit_base")]) == 0
     first, last = (library.load(whole / f"checkpoints/step-{step}") for step in (0, 60))
     assert first.task is not None and last.task is not None
     before, after = first.task.state_dict(), last.task.state_dict()
@@ -130,36 +133,39 @@ def test_a_backbone_of_timm_is_fine_tuned_as_a_whole_and_in_part(faces: Path, tm
         assert library.evaluate(run).numbers["images"] == 40
 
 
-def test_a_stopped_run_names_the_verb_that_goes_on(faces: Path, tmp_path: Path) -> None:
+def test_a_stopped_run_names_the_verb_that_goes_on(
+    faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = tmp_path / "run"
     process = start(*arguments(faces, run, "train.epochs=4000"))
     wait_for_rows(run, 3, process)
     process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=180)
     assert process.returncode == 130, output
     assert f"mimkit finetune {run} --resume" in output and "Traceback" not in output
-    refused = mimkit(*arguments(faces, run))
-    assert refused.returncode == 2 and f"mimkit finetune {run} --resume" in refused.stderr
+    code, error = answer(capsys, *arguments(faces, run))
+    assert code == 2 and f"mimkit finetune {run} --resume" in error
 
 
 def test_features_are_the_same_from_two_processes(faces: Path, tmp_path: Path) -> None:
-    for processes in (1, 2):
-        words = ["embed", "random:vit_tiny", str(faces), "--out", str(tmp_path / f"{processes}.npy")]
-        done = mimkit(*words, "data.size=32", "encoder.patch=16", processes=processes)
-        assert done.returncode == 0, done.stderr
+    words = ["embed", "random:vit_tiny", str(faces), "data.size=32", "encoder.patch=16", "--out"]
+    assert main([*words, str(tmp_path / "1.npy")]) == 0
+    done = mimkit(*words, str(tmp_path / "2.npy"), processes=2)
+    assert done.returncode == 0, done.stderr
     assert np.array_equal(np.load(tmp_path / "1.npy"), np.load(tmp_path / "2.npy"))
     names = [(tmp_path / f"{processes}.npy.files.txt").read_text() for processes in (1, 2)]
     assert names[0] == names[1]
 
 
-def test_a_changed_class_is_noticed_on_resuming(faces: Path, tmp_path: Path) -> None:
+def test_a_changed_class_is_noticed_on_resuming(
+    faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     images, run = tmp_path / "images", tmp_path / "run"
     shutil.copytree(faces, images)
-    assert mimkit(*arguments(images, run, "train.epochs=1")).returncode == 0
+    assert main([*arguments(images, run, "train.epochs=1")]) == 0
     (images / "other").rename(images / "others")
-    refused = mimkit("finetune", str(run), "--resume", "train.epochs=2")
-    assert refused.returncode in (2, 3)
-    assert "data" in refused.stderr and "Traceback" not in refused.stderr
+    code, error = answer(capsys, "finetune", str(run), "--resume", "train.epochs=2")
+    assert code in (2, 3) and "data" in error
 
 
 @pytest.mark.parametrize(
