@@ -18,7 +18,7 @@ export NO_MKDOCS_2_WARNING := 1
 
 help:
 	@echo "make demo        pre-train a small MAE on photographs that ship with scikit-image and look inside (minutes)"
-	@echo "make test        run the tests                        (ARGS='tests/data -x' goes to pytest)"
+	@echo "make test        run the tests, a worker a core       (ARGS='tests/data -x' goes to pytest)"
 	@echo "make test-slow   run the honest long runs             (ARGS as above)"
 	@echo "make lint        style, layers, types, docs"
 	@echo "make bench       ours against theirs                  (ARGS='import --quick' goes to python -m benchmarks)"
@@ -59,7 +59,7 @@ demo: $(VENV)/.stamp-demo
 	$(BIN)/mimkit demo $(ARGS)
 
 test: $(VENV)/.stamp-dev
-	$(PY) -m pytest $(ARGS)
+	$(PY) -m pytest -n auto --dist worksteal $(ARGS)
 
 test-slow: $(VENV)/.stamp-dev
 	$(PY) -m pytest -m slow $(ARGS)

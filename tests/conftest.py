@@ -1,4 +1,4 @@
-"""One thread for every test and for the processes it starts, and Ctrl-C for all of them.
+"""One thread for every test and for the processes it starts, Ctrl-C for all of them, and how many tests run at once.
 
 Small tensors gain nothing from a second thread, and two of them beside loader workers on two cores wait for each other
 (libgomp waits busily): the suite would take many times as long. It must stand before torch is imported.
@@ -9,6 +9,19 @@ A shell without job control lets its background jobs ignore Ctrl-C, and so would
 import os
 import signal
 
+import pytest
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+GIB_EACH = 4  # what a worker and the processes that its tests start take at the most, and some room
+MOST = 8  # the longest tests end no sooner with more
+
+
+@pytest.hookimpl(optionalhook=True)  # pytest without xdist runs in one process
+def pytest_xdist_auto_num_workers() -> int:
+    """The workers of `-n auto`, as `make test` says: one a core, fewer where memory is short."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return max(1, min(cores, int(gib / GIB_EACH), MOST))
