@@ -22,7 +22,12 @@ def forget(run: Path, copy: Path, step: int) -> Path:
 
 
 def test_shards_pretrain_like_one_process_and_checkpoints_go_both_ways(few: Path, tmp_path: Path) -> None:
-    settings = ["train.epochs=3", "train.precision=fp32", "encoder.checkpointing=true"]
+    settings = [
+        "train.epochs=3",
+        "train.precision=fp32",
+        "encoder.checkpointing=true",
+        "encoder.name=vit:48x4x3",
+    ]
     settings += ["train.ema=0.9", "optimiser.clip=0.5", "log.samples_every=4", "optimiser.layer_decay=0.9"]
     one, two = tmp_path / "one", tmp_path / "two"
     assert main([*arguments(few, one, *settings)]) == 0
