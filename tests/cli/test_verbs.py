@@ -29,7 +29,7 @@ ANSWERS: dict[str, Any] = {
         out="small", written=12, kept=3, skipped=(SimpleNamespace(name="a.jpg", reason="truncated"),)
     ),
     "data_stats": SimpleNamespace(
-        images=9, unreadable=1, channels=2, bits=16, mean=(0.5, 0.25), std=(0.1, 1 / 3)
+        images=9, unreadable=1, other=2, channels=2, bits=16, mean=(0.5, 0.25), std=(0.1, 1 / 3)
     ),
     "data_check": SimpleNamespace(rows=ROWS, summary=lambda: "photos/: 60 images, 10 readable"),
     "probe": SimpleNamespace(lines=lambda: ["layer  pooling", "   12  mean"]),
@@ -158,7 +158,7 @@ def test_stats_prepare_probe_and_models_print_what_they_found(
     assert cli.main(["probe", "runs/a", "data.path=faces"]) == 0
     assert cli.main(["models"]) == 0
     assert capsys.readouterr().out.splitlines()[:-2] == [
-        "9 images measured, 1 unreadable; 2 channels of 16 bits",
+        "9 images measured, 1 unreadable, 2 with other channels left out; 2 channels of 16 bits",
         "data.mean=[0.5000, 0.2500]",
         "data.std=[0.1000, 0.3333]",
         "small: 12 images written, 3 kept from before, 1 skipped.",

@@ -117,6 +117,12 @@ def test_the_json_form_has_the_keys_that_scripts_rely_on(report):
     assert 0 < found["low_variance_patches"] < 0.5
 
 
+def test_images_of_one_size_have_it_said_once(tmp_path):
+    for name in "ab":
+        Image.fromarray(np.arange(30 * 40, dtype=np.uint8).reshape(30, 40)).save(tmp_path / f"{name}.png")
+    assert "2 PNG; height x width 30 x 40\n" in check_source(tmp_path).summary()
+
+
 def test_the_summary_counts_images_and_problems(report):
     text = report.summary()
     assert "19 images, 14 readable" in text and "3 broken" in text and "near-constant" in text

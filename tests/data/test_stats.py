@@ -68,7 +68,7 @@ def test_channels_are_what_most_images_have_and_grey_joins_colour(tmp_path):
         tmp_path / "bands.tif", np.zeros((9, 9, 5), np.uint8), photometric="minisblack", planarconfig="contig"
     )
     stats = channel_stats(open_source(tmp_path))
-    assert (stats.channels, stats.images) == (3, 4)
+    assert (stats.channels, stats.images, stats.other) == (3, 4, 1)
     asked = channel_stats(open_source(tmp_path), channels=1)
     assert (asked.channels, asked.images, asked.unreadable) == (1, 4, 1)
 

@@ -269,7 +269,11 @@ def test_a_circle_of_files_is_named(tmp_path: Path) -> None:
     ("source", "sentence"),
     [
         ("mae_bsae", "There is no recipe 'mae_bsae'. Did you mean 'mae_base'? A YAML file"),
-        ("xyz", "There is no recipe 'xyz'. Known: mae_tiny,"),
+        (
+            "xyz",
+            "There is no recipe 'xyz'. Known: mae_tiny, mae_small, mae_base, mae_large, mae_huge, ...; `mimkit recipes "
+            "list` names all. A YAML file",
+        ),
         ("gone/mine.yaml", "The recipe file gone/mine.yaml does not exist;"),
         ("data.path=photos", "'data.path=photos' is an override; name a recipe before it"),
         ("", ". is a folder without a recipe.yaml"),
@@ -364,3 +368,12 @@ def test_lars_takes_no_layer_wise_rates_in_silence() -> None:
     ):
         load.resolve("linear_probe_vit_base", ["optimiser.layer_decay=0.75"])
     assert load.resolve("linear_probe_vit_base", ["optimiser.layer_decay=null"]).optimiser.name == "lars"
+
+
+def test_a_mistyped_folder_of_images_is_told_from_a_recipe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "holiday").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"Did you mean 'holiday'\? .* and images for `mimkit pretrain`"):
+        load.resolve("holidya")

@@ -158,6 +158,13 @@ def test_one_of_a_thing_is_said_in_the_singular(faces: Path, tmp_path: Path) -> 
         assert not re.findall(r"\b1 (?:images|tokens|layers|blocks)\b", said)
 
 
+def test_images_that_no_model_can_read_are_refused_with_the_reason(masked: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "bands.npy", np.zeros((5, 32, 32, 7), dtype=np.uint8))
+    with pytest.raises(DataError, match=r"None of the 5 images .* can be read, the first one: .*data check"):
+        analyze([masked], tmp_path / "bands.npy", tmp_path / "out")
+    assert not (tmp_path / "out" / "report.html").exists()
+
+
 def test_settings_speak_of_attention_only_where_it_was_measured(
     found: Analysis, masked: Path, faces: Path
 ) -> None:

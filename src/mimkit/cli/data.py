@@ -84,8 +84,9 @@ def stats(path: Images, jobs: Jobs = None) -> None:
     with progress("measuring") as report:
         result = api.data_stats(path, jobs, progress=report)
     unreadable = f", {result.unreadable} unreadable" if result.unreadable else ""
+    other = f", {result.other} with other channels left out" if result.other else ""
     typer.echo(
-        f"{counted(result.images, 'image')} measured{unreadable}; "
+        f"{counted(result.images, 'image')} measured{unreadable}{other}; "
         f"{counted(result.channels, 'channel')} of {result.bits} bits"
     )
     typer.echo(f"data.mean=[{', '.join(f'{value:.4f}' for value in result.mean)}]")

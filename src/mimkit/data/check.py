@@ -158,7 +158,9 @@ class CheckReport:
                 f"{count} {name}" for name, count in Counter(f.format for f in readable).most_common()
             )
             small, usual, large = (" x ".join(map(str, sizes[name])) for name in ("min", "median", "max"))
-            lines.append(f"{kinds}; height x width from {small} to {large}, usually {usual}")
+            same = len({(finding.height, finding.width) for finding in readable}) == 1
+            between = small if same else f"from {small} to {large}, usually {usual}"
+            lines.append(f"{kinds}; height x width {between}")
             lines.append(
                 f"{self.low_variance_patches:.1%} of {self.patch}-pixel patches are near-constant"
                 + (": see method.min_std" if self.low_variance_patches > 0.05 else "")

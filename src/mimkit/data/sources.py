@@ -85,7 +85,7 @@ def open_source(
     """
     name = os.fspath(path)
     if not name:
-        raise UserError(f"the path of the images is empty: give {ALLOWED}")
+        raise UserError(f"the path of the images is empty: give {ALLOWED}.")
     store, place = _locate(name)
     try:
         source = _open(name, store, place, labels, progress)
@@ -123,11 +123,11 @@ def _open(name: str, store: Store, path: str, labels: bool, progress: Callable[[
     if kind is None and is_pattern(path):
         return _open_pattern(name, store, path, labels, progress)
     if kind is None:
-        raise UserError(f"{name} does not exist.{_near(store, path)} Give {ALLOWED}")
+        raise UserError(f"{name} does not exist.{_near(store, path)} Give {ALLOWED}.")
     if kind == "folder":
         return _open_folder(name, store, path, labels, progress)
     if kind == "special":
-        raise UserError(f"{name} is a pipe, socket or device: give {ALLOWED}")
+        raise UserError(f"{name} is a pipe, socket or device: give {ALLOWED}.")
     return _open_file(name, store, path, labels, progress)
 
 
@@ -163,7 +163,7 @@ def _open_file(
         return FileSource(name, "image", store, root, Keys.pack([os.fsencode(base)]))
     if lower.endswith(PACKED):
         raise UserError(f"{name} is packed: unpack it to a folder or to plain .tar shards")
-    raise UserError(f"{name} is a file that cannot be taken for images: give {ALLOWED}")
+    raise UserError(f"{name} is a file that cannot be taken for images: give {ALLOWED}.")
 
 
 def _open_pattern(

@@ -29,7 +29,7 @@ class Stats:
     """mean, std: per channel, in 0..1 (float images: in their own units). images: how many were measured.
 
     channels: as most images have (or as asked for). bits: of the deepest image; 32 for float. unreadable: how many
-    were met.
+    were met. other: those of another count of channels, which are left out.
     """
 
     mean: tuple[float, ...]
@@ -38,6 +38,7 @@ class Stats:
     channels: int
     bits: int
     unreadable: int = 0
+    other: int = 0
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,7 @@ def channel_stats(
         count,
         max(one.bits for one in used),
         len(reasons),
+        len(found) - len(used),
     )
 
 

@@ -104,8 +104,19 @@ def _find(source: str | Path, beside: Path | None = None) -> Path:
         raise UserError(
             f"The recipe file {text} does not exist; `mimkit recipes list` names the packaged recipes."
         )
-    known = nearest(text, names()) or f" Known: {', '.join(names())}."
-    raise UserError(f"There is no recipe {text!r}.{known} A YAML file or a run folder will do too.")
+    known = nearest(text, names()) or nearest(path.name, _names_in(path.parent))
+    known = known or f" Known: {', '.join(names()[:5])}, ...; `mimkit recipes list` names all."
+    raise UserError(
+        f"There is no recipe {text!r}.{known} A YAML file or a run folder will do too, and images for `mimkit "
+        "pretrain`."
+    )
+
+
+def _names_in(folder: Path) -> list[str]:
+    try:
+        return [entry.name for entry in folder.iterdir()]
+    except OSError:  # there is none, or it is not for us to read
+        return []
 
 
 def _add_file(path: Path, layers: _Layers, chain: tuple[Path, ...]) -> None:

@@ -82,6 +82,7 @@ def analyze(
         log.info("%s: %s", subject.label, subject.about)
     count = _counter(progress, len(wanted) * len(subjects) + len(subjects))
     samples = [Sample(subject, source, ids) for subject in subjects]
+    _check_readable(samples)
     found = [inspect(sample, wanted, kind, count) for sample in samples]
     cross, apart = _between(samples, kind) if "cka" in wanted else ([], [])
     study = _study(samples, found, wanted, cross, apart)
@@ -90,6 +91,18 @@ def analyze(
     study = replace(study, findings=said(samples, study))
     notes = [note for model in found for note in model.notes]
     return Analysis(out, study, (*study.notes, *notes, *analyze_out.write(study, out)))
+
+
+def _check_readable(samples: Sequence[Sample]) -> None:
+    """Raise DataError where no model can read any of the images; where another can, the analyses say so."""
+    for sample in samples:
+        try:
+            sample.few(1)
+        except DataError as error:
+            why = error
+        else:
+            return
+    raise why
 
 
 def _check_anything(study: Study) -> None:

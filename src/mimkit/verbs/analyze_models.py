@@ -18,7 +18,7 @@ from mimkit.data.batch import Batch
 from mimkit.data.normalise import denormalise
 from mimkit.data.sources import Source
 from mimkit.encoders import Encoder
-from mimkit.errors import DataError, UserError, none_readable
+from mimkit.errors import DataError, UserError
 from mimkit.recipes import load
 from mimkit.recipes.schema import Recipe
 from mimkit.verbs.describe import says, statistics
@@ -102,9 +102,7 @@ class Sample:
             if sum(len(one.ids) for one in got) >= count:
                 break
         if not got:
-            raise DataError(
-                f"{none_readable(len(self.ids), self.source.name)}; `mimkit data check {self.source.name}` says why."
-            )
+            raise self.runner.nothing_read(len(self.ids), self.source.name)
         ids = torch.cat([one.ids for one in got])[:count]
         images = torch.cat([one.images for one in got])[:count]
         part = self.subject.recipe.data

@@ -119,14 +119,15 @@ def open_folder(name: str, store: Local | Remote, root: str, scan: Scan, labels:
 
 def no_images(name: str, ignored: tuple[Ignored, ...]) -> str:
     found = left_out_words(ignored) or "nothing at all"
-    return f"{name} holds no images: looked for {' '.join(IMAGE_EXTENSIONS)} (any case), found {found}"
+    return f"{name} holds no images: looked for {' '.join(IMAGE_EXTENSIONS)} (any case), found {found}."
 
 
 def _classes(name: str, scan: Scan) -> tuple[tuple[str, ...], list[bytes], np.ndarray]:
     tops = sorted(scan.tops)
     if not tops:
         raise UserError(
-            f"{name} has no class folders: labels are asked for, so give a folder of one folder a class"
+            f"{name} has no class folders, and labels are asked for: give a folder with one sub-folder a class, or a "
+            "table with a label column."
         )
     images = [image for image in scan.images if b"/" in image]
     for image in scan.images:
