@@ -112,7 +112,12 @@ def test_a_job_that_comes_back_waits_until_its_former_self_is_gone(
     with pytest.raises(UserError, match="4711"), run_lock.hold(tmp_path):
         pytest.fail("two at once")
     monkeypatch.setattr(run_lock, "PATIENCE", 30.0)
-    monkeypatch.setattr(run_lock.time, "sleep", lambda _: leave.set())  # it goes once it is waited for
+
+    def wait(_: float) -> None:  # it goes once it is waited for, and is gone at the second attempt
+        leave.set()
+        thread.join(30)
+
+    monkeypatch.setattr(run_lock.time, "sleep", wait)
     with caplog.at_level(logging.INFO), run_lock.hold(tmp_path):
         assert caplog.text.count("waits") == 1
     thread.join()
