@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 
-TRAINING = {"demo", "pretrain", "finetune"}
+TRAINING = {"compare", "demo", "finetune", "plan", "pretrain"}  # what takes steps
 WHOLE_HEAP = {"GLIBC_TUNABLES": "glibc.malloc.tcache_count=0"}
 
 
@@ -34,7 +34,7 @@ def _keep_heap_whole() -> None:
     a process starts. Settings of the user's own stay.
     """
     trains = len(sys.argv) > 1 and sys.argv[1] in TRAINING
-    if trains and sys.platform == "linux" and not WHOLE_HEAP.keys() & os.environ.keys():
+    if trains and sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
         os.environ.update(WHOLE_HEAP)
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
