@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from beartype import beartype
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -80,3 +81,18 @@ def test_chosen_patches_are_those_of_the_whole_image(layout: torch.memory_format
 def test_an_image_that_the_patch_does_not_divide_is_refused() -> None:
     with pytest.raises(UserError, match="30 x 32 pixels are not a whole number of 4 x 4 patches"):
         units.patchify(torch.zeros(1, 3, 30, 32), (4, 4))
+
+
+@pytest.mark.parametrize("width", [2, 200])  # fewer values in the kernel than in the map, and more
+@pytest.mark.parametrize(("s", "side"), [(4, 4), (2, 4), (2, 2)])
+def test_a_convolution_that_tiles_is_that_convolution_in_either_layout(width: int, s: int, side: int) -> None:
+    torch.manual_seed(0)
+    tiled = units.Tiled(6, width, s).double()
+    x = torch.randn(1, 3, side, 2 * side, 6, dtype=torch.float64, requires_grad=True)
+    assert (x.numel() < tiled.weight.numel()) == (width == 200)
+    y = tiled(x)  # (B, K, h, w, C)
+    maps = F.conv2d(x.flatten(0, 1).permute(0, 3, 1, 2), tiled.weight, tiled.bias, stride=s)
+    wanted = maps.permute(0, 2, 3, 1).view_as(y)
+    torch.testing.assert_close(y, wanted)
+    grads = [torch.autograd.grad(z.square().sum(), [x, *tiled.parameters()]) for z in (y, wanted)]
+    torch.testing.assert_close(*grads)

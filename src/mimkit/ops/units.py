@@ -15,16 +15,6 @@ from mimkit.errors import UserError
 from mimkit.ops.linear import linear
 
 
-def merge(x: Tensor, s: Sequence[int]) -> Tensor:
-    """Neighbouring positions side by side: (..., h, w, C) -> (..., h / s0, w / s1, s0 * s1 * C), in either layout.
-
-    Row, column, channel order, channel fastest.
-    """
-    *lead, h, w, channels = x.shape
-    x = x.reshape(*lead, h // s[0], s[0], w // s[1], s[1] * channels)
-    return x.transpose(-3, -2).flatten(-2)
-
-
 class Tiled(nn.Conv2d):
     """A convolution whose kernel is its stride, so that it stays inside units; channels last, in either layout."""
 
@@ -32,9 +22,18 @@ class Tiled(nn.Conv2d):
         super().__init__(channels, width, s, stride=s)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., h, w, channels) -> (..., h / s, w / s, width), as one matrix product."""
-        matrix = self.weight.permute(0, 2, 3, 1).flatten(1)  # (width, s * s * channels)
-        return linear(merge(x, self.weight.shape[2:]), matrix, self.bias)
+        """(..., h, w, channels) -> (..., h / s, w / s, width), as one matrix product.
+
+        The smaller one of positions and kernel is copied into the order of the other: row, column, channel, or channel,
+        row, column.
+        """
+        *lead, h, w, channels = x.shape
+        s0, s1 = self.weight.shape[2:]
+        cells = x.reshape(*lead, h // s0, s0, w // s1, s1, channels)
+        cells = cells.transpose(-4, -3)  # (..., h / s, w / s, s, s, channels)
+        if x.numel() < self.weight.numel():
+            return linear(cells.movedim(-1, -3).flatten(-3), self.weight.flatten(1), self.bias)
+        return linear(cells.flatten(-3), self.weight.permute(0, 2, 3, 1).flatten(1), self.bias)
 
 
 def cut(x: Tensor, s: Sequence[int]) -> Tensor:
