@@ -52,7 +52,7 @@ def test_own_encoders_whose_layers_are_blocks_stay_as_they_are() -> None:
     assert by_blocks(encoder) is encoder
 
 
-@pytest.mark.parametrize("name", ["vgg11", "twins_pcpvt_small"])
+@pytest.mark.parametrize("name", ["vgg11", "twins_pcpvt_small", "hiera_tiny_224"])
 def test_a_network_without_known_blocks_keeps_its_stages_with_a_word(
     name: str, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -10,7 +10,13 @@ from mimkit.encoders import Encoder
 from mimkit.errors import UserError
 from mimkit.masks import from_hidden
 
-MODELS = ["resnet10t", "vit_tiny_patch16_224", "convnext_atto", "swin_tiny_patch4_window7_224"]
+MODELS = [
+    "resnet10t",
+    "vit_tiny_patch16_224",
+    "convnext_atto",
+    "swin_tiny_patch4_window7_224",
+    "hiera_tiny_224",
+]
 
 
 def encoder_of(name: str, size: tuple[int, int], channels: int = 3) -> Encoder:
@@ -22,8 +28,8 @@ def encoder_of(name: str, size: tuple[int, int], channels: int = 3) -> Encoder:
 def test_levels_have_the_strides_and_channels_that_are_stated(
     name: str, size: tuple[int, int], channels: int
 ) -> None:
-    if name.startswith("swin"):
-        size = (224, 224)  # its windows want multiples of 7
+    if name.startswith(("swin", "hiera")):
+        size = (224, 224)  # windows that want multiples of 7, and units that want multiples of 32
     encoder = encoder_of(name, size, channels)
     with torch.no_grad():
         features = encoder(torch.randn(2, channels, *size), layers=(1, encoder.depth))

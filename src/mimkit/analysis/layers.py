@@ -39,8 +39,13 @@ NUMBERED = re.compile(r"(^|.*\.)(blocks|layers?|stages?)_?\d*\.\d+$")
 def block_names(model: nn.Module) -> list[str]:
     """Names of the blocks, in the order of the model's definition.
 
-    Raises UserError where there is nothing that looks like a block.
+    Raises UserError where there is nothing that looks like a block, or where tokens lie in no raster between blocks.
     """
+    if any(hasattr(part, "unroll") for part in model.modules()):  # Hiera
+        raise UserError(
+            f"{name_of(model)} keeps its tokens in an order of its own between blocks, which the analysis cannot lay "
+            "on a grid."
+        )
     numbered = [name for name, part in model.named_modules() if NUMBERED.match(name) and _computes(part)]
     inner = [name for name in numbered if not any(other.startswith(f"{name}.") for other in numbered)]
     if not inner:

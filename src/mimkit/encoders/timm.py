@@ -21,6 +21,7 @@ from mimkit.masks import Mask
 log = logging.getLogger(__name__)
 
 HEAD = "mimkit_head"  # a name that no group of timm's claims, as those of heads are
+RAW = {"Hiera", "HieraDet"}  # networks whose features timm refuses to norm
 
 
 def build(
@@ -94,6 +95,7 @@ class TimmEncoder(Encoder):
         self.prefix_tokens = (
             int(getattr(model, "num_prefix_tokens", 0)) if tells else 0
         )  # CaiT adds them at the end
+        self.normed = type(model).__name__ not in RAW
         heads = model.pretrained_cfg.get("classifier") or ()
         self.heads = tuple(f"model.{name}" for name in ([heads] if isinstance(heads, str) else heads))
         first = model.pretrained_cfg.get("first_conv")
@@ -114,7 +116,7 @@ class TimmEncoder(Encoder):
         sizes: Tensor | None = None,
         layers: Sequence[int] = (),
     ) -> Features:
-        """Features of images (B, C, H, W): the last map of each stride, normed where the model norms it.
+        """Features of images (B, C, H, W): the last map of each stride, normed where timm norms it.
 
         layers: of timm's own count (stages, or blocks of a ViT), normed too; `analysis.layers.by_blocks` gives blocks.
         """
@@ -125,7 +127,7 @@ class TimmEncoder(Encoder):
         extra = {"return_prefix_tokens": True} if self.prefix_tokens else {}
         try:
             maps = self.model.forward_intermediates(
-                images, indices=wanted, norm=True, intermediates_only=True, **extra
+                images, indices=wanted, norm=self.normed, intermediates_only=True, **extra
             )
         except AssertionError as error:  # how timm's models refuse a size that they were not built for
             size = " x ".join(map(str, images.shape[2:]))
