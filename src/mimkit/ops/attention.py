@@ -194,7 +194,7 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Linear, exact GELU, linear; GELU is computed again in the backward pass (`ops.linear`)."""
+    """Linear, exact GELU, linear; in half precision the backward pass computes GELU again (`ops.linear`)."""
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
