@@ -8,6 +8,7 @@ A shell without job control lets its background jobs ignore Ctrl-C, and so would
 
 import os
 import signal
+from collections.abc import Iterator
 
 import pytest
 
@@ -25,3 +26,14 @@ def pytest_xdist_auto_num_workers() -> int:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return max(1, min(cores, int(gib / GIB_EACH), MOST))
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """As in the processes that tests start, so that losses agree to the bit, whatever a test before has set."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -1,19 +1,10 @@
-"""One thread, so that losses agree with those of processes that tests start; and a disk that is soon full."""
+"""A disk that is soon full."""
 
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

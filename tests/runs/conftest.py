@@ -1,10 +1,8 @@
 """Folders of real photographs: those inside scikit-image."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 from mimkit.verbs.demo import write_faces, write_photographs
 
@@ -32,12 +30,3 @@ def few(photographs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number, path in enumerate(sorted(photographs.rglob("*.jpg"))[::10][:48]):
         (folder / f"{number:03}.jpg").write_bytes(path.read_bytes())
     return folder
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """As in the processes that tests start, so that losses agree to the bit."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)

@@ -36,14 +36,6 @@ CLASSES = ["red", "green", "blue"]
 GREY = (0.5, 0.5, 0.5)
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def encoder_of(seed: int = 0, **options: float) -> ViT:
     torch.manual_seed(seed)
     return ViT(24, 3, 2, patch=(4, 4), size=(16, 16), **options)  # type: ignore[arg-type]
