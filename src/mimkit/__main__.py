@@ -7,7 +7,7 @@ import signal
 import sys
 
 TRAINING = {"compare", "demo", "finetune", "plan", "pretrain"}  # what takes steps
-WHOLE_HEAP = {"GLIBC_TUNABLES": "glibc.malloc.tcache_count=0"}
+WHOLE_HEAP = {"GLIBC_TUNABLES": "glibc.malloc.tcache_count=0:glibc.malloc.mxfast=0"}
 
 
 def main() -> int:
@@ -27,9 +27,9 @@ def main() -> int:
 
 
 def _keep_heap_whole() -> None:
-    """Where something is trained, start this process anew with glibc's cache of small blocks switched off.
+    """Where something is trained, start this process anew with glibc's caches of small blocks switched off.
 
-    What lies in that cache is free, yet holds its place between the activations of a step, so that these never become
+    What lies in such a cache is free, yet holds its place between the activations of a step, so that these never become
     one piece in which gradients fit: a step on a CPU then holds a tenth more memory. glibc reads its settings only when
     a process starts. Settings of the user's own stay.
     """

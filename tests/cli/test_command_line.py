@@ -89,9 +89,10 @@ def test_training_starts_with_a_whole_heap_in_the_same_process_and_other_verbs_a
         number, setting = process.communicate(timeout=60)[0].splitlines()[-1].split()
         return int(number) == process.pid, setting
 
-    assert ran("pretrain", plain) == ran("finetune", plain) == (True, "glibc.malloc.tcache_count=0")
+    whole = "glibc.malloc.tcache_count=0:glibc.malloc.mxfast=0"
+    assert ran("pretrain", plain) == ran("finetune", plain) == (True, whole)
     assert ran("recipes", plain) == (True, "None")
-    own = "glibc.malloc.mxfast=0"
+    own = "glibc.malloc.arena_max=2"
     assert ran("pretrain", {**plain, "GLIBC_TUNABLES": own}) == (True, own)
 
 

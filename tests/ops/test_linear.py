@@ -168,7 +168,7 @@ def test_behind_gelu_the_bits_of_the_plain_layer_come_out(dtype: torch.dtype | N
         x = hidden.clone().requires_grad_()
         with torch.autocast("cpu", dtype) if dtype else nullcontext():
             h = x.to(dtype or x.dtype)
-            y = after_gelu(h, layer) if ours else F.linear(F.gelu(h), layer.weight, layer.bias)
+            y = after_gelu(h, layer, lean=True) if ours else F.linear(F.gelu(h), layer.weight, layer.bias)
         grads = torch.autograd.grad(y.float().square().sum(), [x, *layer.parameters()])
         found.append([y, *grads])
     for mine, plain in zip(*found, strict=True):
@@ -183,6 +183,13 @@ def test_behind_gelu_the_hidden_layer_is_kept_once_and_no_cast_weight() -> None:
     weight, activations = 64 * 16, 50 * 64
     assert ours == 4 * weight + 2 * activations
     assert plain >= 2 * weight + 2 * 2 * activations
+
+
+def test_in_float32_a_lean_layer_keeps_the_hidden_layer_once() -> None:
+    layer, hidden = Linear(64, 16), torch.randn(50, 64, requires_grad=True)
+    weight, activations = 64 * 16, 50 * 64
+    assert kept_by(lambda: after_gelu(hidden, layer, lean=True)) == 4 * (weight + activations)
+    assert kept_by(lambda: after_gelu(hidden, layer)) == 4 * (weight + 2 * activations)
 
 
 def test_layers_of_types_that_autocast_does_not_expect_are_cast_as_it_does() -> None:
@@ -208,9 +215,10 @@ def test_a_replaced_or_watched_layer_is_called_as_it_is() -> None:
     assert torch.equal(mlp(x), 2 * F.gelu(mlp.fc1(x)))
 
 
-def test_an_mlp_can_be_derived_twice_and_mapped() -> None:
+@pytest.mark.parametrize("lean", [False, True])
+def test_an_mlp_can_be_derived_twice_and_mapped(lean: bool) -> None:
     torch.manual_seed(0)
-    mlp = Mlp(4, 8).double()
+    mlp = Mlp(4, 8, lean).double()
     x = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(mlp, x) and torch.autograd.gradgradcheck(mlp, x)
     weights = dict(mlp.named_parameters())

@@ -137,7 +137,8 @@ class ConvBlock(nn.Module):
         self.attn = nn.Conv2d(width, width, kernel, padding=kernel // 2, groups=width)  # depth-wise
         self.conv2 = Linear(width, width)
         self.norm2 = nn.LayerNorm(width, eps=eps)
-        self.mlp = Mlp(width, int(width * mlp_ratio))
+        # the first stages hold their activations until the gradients of all others are there: that is the peak
+        self.mlp = Mlp(width, int(width * mlp_ratio), lean=True)
         self.rate = drop_path
 
     def forward(self, x: Tensor, seen: Tensor | None = None, windows: Tensor | None = None) -> Tensor:

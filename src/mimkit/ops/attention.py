@@ -194,15 +194,18 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Linear, exact GELU, linear; in half precision the backward pass computes GELU again (`ops.linear`)."""
+    """Linear, exact GELU, linear; in half precision, or if `lean`, the backward pass computes GELU again
+    (`ops.linear`).
+    """
 
-    def __init__(self, width: int, hidden: int) -> None:
+    def __init__(self, width: int, hidden: int, lean: bool = False) -> None:
         super().__init__()
+        self.lean = lean
         self.fc1 = Linear(width, hidden)
         self.fc2 = Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return after_gelu(self.fc1(x), self.fc2)
+        return after_gelu(self.fc1(x), self.fc2, self.lean)
 
 
 class LayerScale(nn.Module):

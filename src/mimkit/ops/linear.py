@@ -20,6 +20,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._C import _are_functorch_transforms_active as are_functorch_transforms_active
 from torch.jit import is_tracing  # type: ignore[attr-defined]  # documented, but not in its list of names
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
@@ -42,9 +43,9 @@ class Linear(nn.Linear):
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`F.linear` of x (..., in), weight (out, in) and bias (out,).
 
-    Compilers and exporters get the plain product, which they know.
+    Compilers, exporters and transforms of functions (`torch.func`) get the plain product, which they know.
     """
-    if torch.compiler.is_compiling() or is_tracing():
+    if _is_looked_into():
         return F.linear(x, weight, bias)
     dtype = _autocast_dtype(x.device)
     if dtype is None and _suits_onednn(x, weight):
@@ -56,19 +57,23 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return F.linear(x, weight, bias)
 
 
-def after_gelu(hidden: Tensor, layer: nn.Linear) -> Tensor:
+def after_gelu(hidden: Tensor, layer: nn.Linear, lean: bool = False) -> Tensor:
     """layer(gelu(hidden)): (..., in) -> (..., out); in half precision `hidden` alone is kept for the backward pass.
 
     A layer that somebody has replaced or watches is called as it is. In float32 a hundredth of the time counts for more
-    than a tenth of the memory.
+    than a tenth of the memory, unless `lean`.
     """
     watched = type(layer) is not Linear or layer._forward_hooks or layer._forward_pre_hooks
-    if watched or not torch.is_grad_enabled() or torch.compiler.is_compiling() or is_tracing():
+    if watched or not torch.is_grad_enabled() or _is_looked_into():
         return layer(F.gelu(hidden))
     dtype = _autocast_dtype(hidden.device) or layer.weight.dtype
-    if dtype not in HALF:
+    if dtype not in HALF and not lean:
         return layer(F.gelu(hidden))
     return _AfterGelu.apply(hidden, layer.weight, layer.bias, dtype)
+
+
+def _is_looked_into() -> bool:
+    return torch.compiler.is_compiling() or is_tracing() or are_functorch_transforms_active()
 
 
 def _suits_onednn(x: Tensor, weight: Tensor) -> bool:
@@ -92,18 +97,12 @@ def _autocast_dtype(device: torch.device) -> torch.dtype | None:
 class _Linear(torch.autograd.Function):
     """x (..., in), weight (out, in), bias (out,) or None -> (..., out) in the type of x; float32 by oneDNN."""
 
-    generate_vmap_rule = True
-
     @staticmethod
-    def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
         if x.dtype == torch.float32:
             return _onednn(x, weight, bias)
         return F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None], output: Tensor) -> None:
-        x, weight, _ = inputs
-        ctx.save_for_backward(x, weight)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Gradients:
@@ -114,16 +113,11 @@ class _Linear(torch.autograd.Function):
 class _AfterGelu(torch.autograd.Function):
     """hidden (..., in), weight (out, in), bias (out,) or None, the type to compute in -> (..., out) in that type."""
 
-    generate_vmap_rule = True
-
     @staticmethod
-    def forward(hidden: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+        ctx.save_for_backward(hidden, weight)
         bias = None if bias is None else bias.to(dtype)
         return linear(F.gelu(hidden).to(dtype), weight.to(dtype), bias)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs[:2])
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
