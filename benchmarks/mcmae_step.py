@@ -35,6 +35,7 @@ FULL, QUICK = Images("mcmae_base", 224, 16, 4), Images("mcmae_tiny", 64, 16, 2)
 DECODER = (512, 8, 16)
 AIMS = {"mcmae_step": 0.63, "mcmae_encoder": 0.50}
 MEMORY = 0.62
+STARTS = 3
 
 
 class Side(NamedTuple):
@@ -160,14 +161,19 @@ def rows(name: str, options: Options) -> list[Row]:
     """Time and memory in fp32 and bf16; the encoder split by stage."""
     found = []
     them, what = (mae, "mcmae_step") if name == "mcmae_over_mae" else (theirs, name)
-    rounds = options.laps(7)
+    rounds, starts = options.laps(9), 1 if options.quick else STARTS
     for precision in ("fp32", "bf16"):
         with tempfile.TemporaryDirectory() as folder:
             side = Side(what, precision, options, weights(folder, options))
             tolerance = float("inf") if them is mae else 1e-5 if precision == "fp32" else 0.02
-            # the dense form too, so that the allocator is no part of the race
             result = race(
-                partial(ours, side), partial(them, side), options, rounds, tolerance, train=(True, True)
+                partial(ours, side),
+                partial(them, side),
+                options,
+                rounds,
+                tolerance,
+                train=(True, True),  # the dense form too, so that the allocator is no part of the race
+                starts=starts,
             )
         settings = {
             "model": side.case.encoder,
@@ -176,7 +182,8 @@ def rows(name: str, options: Options) -> list[Row]:
             "precision": precision,
             "device": options.device,
             "threads": options.threads,
-            "rounds": rounds,
+            "rounds": len(result.laps["time"]),
+            "starts": starts,
         }
         made = [result.time(name, settings, metric) for metric in result.laps] + [result.peak(name, settings)]
         found += [replace(row, metric=f"{row.metric}_{precision}") for row in made]

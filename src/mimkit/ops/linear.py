@@ -29,7 +29,7 @@ SMALL = 2**25  # multiplications of a product; below, calling oneDNN costs more 
 
 _ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
-Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
+Gradients = tuple[Tensor | None, ...]
 
 
 class Linear(nn.Linear):
@@ -107,7 +107,8 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Gradients:
         x, weight = ctx.saved_tensors
-        return _gradients(ctx.needs_input_grad, grad, x, weight)
+        to_weight, to_bias = _of_parameters(ctx.needs_input_grad[1:], grad, x, weight)
+        return _of_input(grad, weight) if ctx.needs_input_grad[0] else None, to_weight, to_bias
 
 
 class _AfterGelu(torch.autograd.Function):
@@ -120,25 +121,36 @@ class _AfterGelu(torch.autograd.Function):
         return linear(F.gelu(hidden).to(dtype), weight.to(dtype), bias)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, grad: Tensor) -> Gradients:
         hidden, weight = ctx.saved_tensors
+        # one step after the other, so that few of these large tensors are there at a time
         x = F.gelu(hidden).to(grad.dtype)
-        to_x, to_weight, to_bias = _gradients(ctx.needs_input_grad, grad, x, weight)
-        if to_x is not None:
-            to_x = torch.ops.aten.gelu_backward(to_x.to(hidden.dtype), hidden)
-        return to_x, to_weight, to_bias, None
+        to_weight, to_bias = _of_parameters(ctx.needs_input_grad[1:], grad, x, weight)
+        del x
+        to_hidden = None
+        if ctx.needs_input_grad[0]:
+            to_hidden = _of_input(grad, weight).to(hidden.dtype)
+            in_place = {} if torch.is_grad_enabled() else {"grad_input": to_hidden}
+            to_hidden = torch.ops.aten.gelu_backward(to_hidden, hidden, **in_place)
+        return to_hidden, to_weight, to_bias, None
 
 
-def _gradients(needed: Sequence[bool], grad: Tensor, x: Tensor, weight: Tensor) -> Gradients:
-    """Of x (..., in), weight and bias, from that of the output, grad (..., out) in the type of x."""
+def _of_parameters(
+    needed: Sequence[bool], grad: Tensor, x: Tensor, weight: Tensor
+) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients of weight and bias, from x (..., in) and the output's, grad (..., out) in the type of x."""
     rows, tokens = grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1])  # (n, out), (n, in)
-    to_x = to_weight = to_bias = None
-    if needed[1]:
+    to_weight = to_bias = None
+    if needed[0]:
         # oneDNN is the faster one where a layer narrows, MKL elsewhere
         narrow = rows.dtype == torch.float32 and rows.shape[1] < tokens.shape[1]
         to_weight = (linear(rows.t(), tokens.t()) if narrow else rows.t() @ tokens).to(weight.dtype)
-    if needed[2]:
+    if needed[1]:
         to_bias = rows.sum(0).to(weight.dtype)
-    if needed[0]:
-        to_x = linear(rows, weight.to(rows.dtype).t()).view(x.shape)
-    return to_x, to_weight, to_bias
+    return to_weight, to_bias
+
+
+def _of_input(grad: Tensor, weight: Tensor) -> Tensor:
+    """Gradient (..., in) of the input, from the output's, grad (..., out)."""
+    rows = grad.reshape(-1, grad.shape[-1])  # as it is, torch might copy the weight for each row of a batch
+    return linear(rows, weight.to(grad.dtype).t()).view(*grad.shape[:-1], -1)
