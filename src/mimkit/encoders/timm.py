@@ -91,10 +91,9 @@ class TimmEncoder(Encoder):
         ]
         self.levels = tuple(Level((stages[i][0],) * 2, stages[i][1]) for i in self.picked)
         self.unit = self.levels[-1].stride
+        # CaiT adds them at the end, and cannot return them with inner layers
         tells = "return_prefix_tokens" in inspect.signature(model.forward_intermediates).parameters
-        self.prefix_tokens = (
-            int(getattr(model, "num_prefix_tokens", 0)) if tells else 0
-        )  # CaiT adds them at the end
+        self.prefix_tokens = int(getattr(model, "num_prefix_tokens", 0)) if tells else 0
         self.normed = type(model).__name__ not in RAW
         heads = model.pretrained_cfg.get("classifier") or ()
         self.heads = tuple(f"model.{name}" for name in ([heads] if isinstance(heads, str) else heads))

@@ -153,4 +153,4 @@ def _of_parameters(
 def _of_input(grad: Tensor, weight: Tensor) -> Tensor:
     """Gradient (..., in) of the input, from the output's, grad (..., out)."""
     rows = grad.reshape(-1, grad.shape[-1])  # as it is, torch might copy the weight for each row of a batch
-    return linear(rows, weight.to(grad.dtype).t()).view(*grad.shape[:-1], -1)
+    return linear(rows, weight.to(grad.dtype).t()).view(*grad.shape[:-1], weight.shape[1])

@@ -118,14 +118,13 @@ def _missing(subject: Subject, found: dict[str, Any], wanted: Sequence[str]) -> 
     """Which analyses a model without attention leaves, where attention was asked for."""
     if "attention" not in wanted or attention_sites(subject.module):
         return []
-    rest = ", ".join(
-        name for name in wanted if name not in ("attention", "kernels", "maps", "gallery", "training")
-    )
     if "kernels" in found:
         return [
             f"{subject.label} has no attention layers; its depth-wise kernels are read as attention instead."
         ]
-    return [f"{subject.label} has neither attention nor depth-wise kernels; what applies was done: {rest}."]
+    return [
+        f"{subject.label} has neither attention nor depth-wise kernels; its statistics of attention are left out."
+    ]
 
 
 def said(samples: Sequence[Sample], study: Study) -> tuple[Finding, ...]:
