@@ -1,6 +1,6 @@
 """Does pre-training on a thousand photographs help on other, labelled ones? Three seeds, beside random weights.
 
-An honest run of half an hour on two cores; `make test-slow` prints the table that stands in docs/results.md.
+An honest run of an hour on two cores; `make test-slow` prints the table that stands in docs/results.md.
 """
 
 import zipfile
@@ -8,13 +8,7 @@ from pathlib import Path
 from statistics import mean, stdev
 
 import pytest
-
-import mimkit
-from mimkit.analysis.probe import ProbeTable
-
-SHARED = Path(__file__).parents[3] / "shared" / "data"
-SEEDS = (0, 1, 2)
-EPOCHS = 60
+from seeds import EPOCHS, SHARED, every_seed
 
 
 @pytest.mark.slow
@@ -25,7 +19,7 @@ EPOCHS = 60
 def test_tiny_mae_on_photographs_is_probed_on_cifar10_beside_random_weights(tmp_path: Path) -> None:
     with zipfile.ZipFile(SHARED / "cifar10" / "train.zip") as archive:
         archive.extractall(tmp_path / "cifar10")
-    tables = [one_seed(seed, tmp_path) for seed in SEEDS]
+    tables = every_seed("mae_tiny", tmp_path)
     how = "5000 images of cifar10, 5-fold; accuracy in %, mean ± std of seeds"
     print(f"\nmae_tiny, {EPOCHS} epochs on imagenet_samples; {how}")
     for classifier in ("knn", "linear"):
@@ -53,7 +47,7 @@ def test_tiny_mcmae_is_probed_beside_tiny_mae_after_equal_steps(tmp_path: Path) 
         f"\n{EPOCHS} epochs on imagenet_samples; 5000 images of cifar10, 5-fold; accuracy in %, mean ± std of seeds"
     )
     for recipe in ("mae_tiny", "mcmae_tiny"):
-        tables = [one_seed(seed, tmp_path, recipe) for seed in SEEDS]
+        tables = every_seed(recipe, tmp_path)
         for classifier in ("knn", "linear"):
             found = {}
             for weights in ("trained", "random"):
@@ -63,15 +57,3 @@ def test_tiny_mcmae_is_probed_beside_tiny_mae_after_equal_steps(tmp_path: Path) 
                 print(f"{recipe:10} {classifier:7} {weights:8} {mean(best):5.1f} ± {stdev(best):.1f}")
             gains = [a - b for a, b in zip(found["trained"], found["random"], strict=True)]
             assert classifier == "knn" or all(gain > 0 for gain in gains), (recipe, gains)
-
-
-def one_seed(seed: int, folder: Path, recipe: str = "mae_tiny") -> ProbeTable:
-    """Pre-train with `seed` and probe on the training images of cifar10."""
-    run = folder / f"{recipe}-{seed}"
-    settings = [
-        f"data.path={SHARED / 'imagenet_samples' / 'images'}",
-        f"train.epochs={EPOCHS}",
-        f"train.seed={seed}",
-    ]
-    mimkit.pretrain(recipe, [*settings, f"train.run={run}", "log.samples_every=20"])
-    return mimkit.probe(run, [f"data.path={folder / 'cifar10' / 'train'}"], folder / f"{run.name}.json")
