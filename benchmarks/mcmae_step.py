@@ -35,7 +35,7 @@ FULL, QUICK = Images("mcmae_base", 224, 16, 4), Images("mcmae_tiny", 64, 16, 2)
 DECODER = (512, 8, 16)
 AIMS = {"mcmae_step": 0.63, "mcmae_encoder": 0.50}
 MEMORY = 0.62
-STARTS = 3
+STARTS = 3  # processes of each side
 
 
 class Side(NamedTuple):
