@@ -215,6 +215,15 @@ def test_a_replaced_or_watched_layer_is_called_as_it_is() -> None:
     assert torch.equal(mlp(x), 2 * F.gelu(mlp.fc1(x)))
 
 
+def test_an_empty_batch_has_gradients_of_its_shape() -> None:
+    x, mlp = torch.zeros(2, 0, 8, requires_grad=True), Mlp(8, 16)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = mlp(x)
+    y.float().sum().backward()
+    assert y.shape == (2, 0, 8) and x.grad is not None and x.grad.shape == x.shape
+    assert all(p.grad is not None and not p.grad.any() for p in mlp.parameters())
+
+
 @pytest.mark.parametrize("lean", [False, True])
 def test_an_mlp_can_be_derived_twice_and_mapped(lean: bool) -> None:
     torch.manual_seed(0)

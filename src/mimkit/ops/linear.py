@@ -20,7 +20,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch._C import _are_functorch_transforms_active as are_functorch_transforms_active
+from torch._C import (
+    _are_functorch_transforms_active as are_functorch_transforms_active,
+)  # there is no public name
 from torch.jit import is_tracing  # type: ignore[attr-defined]  # documented, but not in its list of names
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
