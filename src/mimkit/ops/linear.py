@@ -20,9 +20,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch._C import (
-    _are_functorch_transforms_active as are_functorch_transforms_active,
-)  # there is no public name
 from torch.jit import is_tracing  # type: ignore[attr-defined]  # documented, but not in its list of names
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
@@ -75,7 +72,8 @@ def after_gelu(hidden: Tensor, layer: nn.Linear, lean: bool = False) -> Tensor:
 
 
 def _is_looked_into() -> bool:
-    return torch.compiler.is_compiling() or is_tracing() or are_functorch_transforms_active()
+    transformed = torch._C._are_functorch_transforms_active()  # which has no public name
+    return torch.compiler.is_compiling() or is_tracing() or transformed
 
 
 def _suits_onednn(x: Tensor, weight: Tensor) -> bool:
